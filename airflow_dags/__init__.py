@@ -1,0 +1,1 @@
+"""Airflow DAGs: each task calls a command that a person could type. Imports nothing of this project."""

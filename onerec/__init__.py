@@ -1,0 +1,1 @@
+"""The front door: command line, simulator, importers, demo and report."""

@@ -1,0 +1,1 @@
+"""Beam pipelines: embed items, fuse, train the codebook, tokenise items."""

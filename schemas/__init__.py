@@ -1,0 +1,1 @@
+"""What crosses a boundary, declared once: tables, constraints, configuration, manifests, errors and the lake's addresses."""

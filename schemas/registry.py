@@ -1,0 +1,159 @@
+"""Immutable artefacts (codebooks, fusion models, token sets, models, releases): content-addressed, checksummed, atomic.
+
+An artefact of kind K and version V is the folder ``registry/K/V/`` with its files and ``K.json``, which holds the
+metadata, each file's size and sha256, and is written last. V is the first 12 hex digits of the sha256 of all that, so the
+same content published twice, or by two publishers at once, is one artefact. ``registry/K/latest`` names the newest and
+moves last. No file is a pickle; every name is checked to stay inside its folder.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import BadInput
+from schemas.lake import Lake, write_atomically
+
+MAX_MANIFEST_BYTES = 16 * 2**20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A published artefact: where it is and what its manifest says."""
+
+    kind: str
+    version: str
+    folder: Path
+    metadata: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+
+    def file(self, name: str) -> Path:
+        """Path of one of its files, its size and checksum verified. Raises BadInput naming the file."""
+        if name not in self.files:
+            raise BadInput(
+                f"{self.folder}: {self.kind} {self.version} lists no file {name!r}; it has {sorted(self.files)}"
+            )
+        path = self.folder / name
+        if not path.is_file():
+            raise BadInput(f"{path}: missing from {self.kind} {self.version}; publish it again")
+        entry = self.files[name]
+        if path.stat().st_size != entry["bytes"]:
+            raise BadInput(
+                f"{path}: truncated or altered ({path.stat().st_size} bytes, manifest says {entry['bytes']}); publish it again"
+            )
+        if file_sha256(path) != entry["sha256"]:
+            raise BadInput(f"{path}: altered (its sha256 is not the manifest's); publish it again")
+        return path
+
+
+class Registry:
+    """The artefacts below one local folder (``LAKE/registry``, or a folder of its own)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def of(cls, lake: Lake) -> "Registry":
+        """The registry of a lake."""
+        return cls(lake.local_path("registry"))
+
+    def publish(
+        self, kind: str, metadata: Mapping[str, Any], files: Mapping[str, Path | bytes], *, latest: bool = True
+    ) -> Artefact:
+        """Publish files (paths or contents) and metadata as one artefact; ``latest`` then names it.
+
+        Killed at any moment, it leaves either no artefact or a whole one.
+        """
+        folder = self.root / _checked(kind, "kind")
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = folder / f".staging-{uuid.uuid4().hex}"
+        staging.mkdir()
+        try:
+            listed = {
+                _checked(name, "file"): _place(content, staging / name) for name, content in sorted(files.items())
+            }
+            body = {"kind": kind, "metadata": dict(metadata), "files": listed}
+            version = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
+            (staging / f"{kind}.json").write_text(
+                json.dumps({"version": version, **body}, indent=1, sort_keys=True) + "\n"
+            )
+            try:
+                os.rename(staging, folder / version)
+            except OSError:  # the same content is there already
+                if not (folder / version / f"{kind}.json").is_file():
+                    raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        if latest:
+            self.set_latest(kind, version)
+        return self.load(kind, version)
+
+    def set_latest(self, kind: str, version: str) -> None:
+        """Make ``latest`` name a version that exists."""
+        self.load(kind, version)
+        write_atomically(str(self.root / kind / "latest"), f"{version}\n".encode())
+
+    def latest(self, kind: str) -> str | None:
+        """The version that ``latest`` names, or None before the first publication."""
+        pointer = self.root / _checked(kind, "kind") / "latest"
+        return pointer.read_text().strip() if pointer.is_file() else None
+
+    def versions(self, kind: str) -> list[str]:
+        """All whole versions, oldest first."""
+        folder = self.root / _checked(kind, "kind")
+        manifests = [path for path in folder.glob(f"*/{kind}.json") if not path.parent.name.startswith(".")]
+        return [
+            path.parent.name for path in sorted(manifests, key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
+        ]
+
+    def load(self, kind: str, version: str | None = None) -> Artefact:
+        """Open a version (``None``: the latest). Raises BadInput for a missing, damaged or foreign one."""
+        chosen = version or self.latest(kind)
+        if chosen is None:
+            raise BadInput(f"{self.root / kind}: no {kind} published yet")
+        folder = self.root / _checked(kind, "kind") / _checked(chosen, "version")
+        manifest = folder / f"{kind}.json"
+        if not manifest.is_file():
+            raise BadInput(f"{folder}: no {kind} of this version; there are {self.versions(kind) or 'none'}")
+        if manifest.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BadInput(f"{manifest}: larger than {MAX_MANIFEST_BYTES} bytes; not one of ours")
+        try:
+            body = json.loads(manifest.read_text())
+            version_of = {key: body[key] for key in ("kind", "metadata", "files")}
+            expected = hashlib.sha256(json.dumps(version_of, sort_keys=True).encode()).hexdigest()[:12]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"{manifest}: not a manifest of ours (truncated or foreign); publish it again") from error
+        if body.get("version") != expected or expected != chosen or body["kind"] != kind:
+            raise BadInput(f"{manifest}: altered (its content does not give version {chosen}); publish it again")
+        for name in body["files"]:
+            _checked(name, "file")
+        return Artefact(kind, chosen, folder, body["metadata"], body["files"])
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _checked(name: str, what: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise BadInput(f"{what} {name!r}: use letters, digits, '_', '-' and '.' only, not starting with a dot")
+    return name
+
+
+def _place(content: Path | bytes, target: Path) -> dict[str, Any]:
+    if isinstance(content, bytes):
+        target.write_bytes(content)
+    else:
+        shutil.copyfile(content, target)
+    with target.open("rb") as stream:
+        os.fsync(stream.fileno())
+    return {"bytes": target.stat().st_size, "sha256": file_sha256(target)}

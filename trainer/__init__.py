@@ -1,0 +1,1 @@
+"""PyTorch: shard reader, model, training, generation, evaluation, reward model, RL and the rollout service."""
