@@ -60,3 +60,7 @@ def _defaults(master: str | None) -> dict[str, str]:
             "spark.driver.extraJavaOptions": "-XX:+UseParallelGC -XX:TieredStopAtLevel=4",
         }
     return settings
+
+
+if __name__ == "__main__":  # the set-up fetches Delta's jars this way
+    spark_session().stop()

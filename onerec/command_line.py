@@ -43,9 +43,7 @@ def find_shadow() -> str | None:
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
         if origin != home / name / "__init__.py":
-            found = origin or (
-                list(spec.submodule_search_locations)[0] if spec and spec.submodule_search_locations else None
-            )
+            found = origin or (next(iter(spec.submodule_search_locations)) if spec and spec.submodule_search_locations else None)
             if found is None:
                 return f"package {name} is not installed beside {home}/onerec; reinstall onerec-factory"
             return (
@@ -61,7 +59,7 @@ def _dispatch(arguments: list[str]) -> int:
     from onerec.commands import build_command
 
     # Typer carries its own copy of click and exports only its leaf exceptions: the base is found through one of them.
-    usage_error = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+    usage_error: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
     try:
         result = build_command().main(args=arguments, prog_name="onerec", standalone_mode=False)
     except typer.Exit as stop:

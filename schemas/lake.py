@@ -58,9 +58,7 @@ class Lake:
         try:
             return DeltaTable(self.table_uri(table), version=version)
         except TableNotFoundError as error:
-            raise BadInput(
-                f"{self.table_uri(table)}: no Delta table; run `onerec ingest` into this lake first"
-            ) from error
+            raise BadInput(f"{self.table_uri(table)}: no Delta table; run `onerec ingest` into this lake first") from error
 
     def table_version(self, table: Table) -> int:
         """Newest version of a table."""

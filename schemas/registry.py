@@ -37,9 +37,7 @@ class Artefact:
     def file(self, name: str) -> Path:
         """Path of one of its files, its size and checksum verified. Raises BadInput naming the file."""
         if name not in self.files:
-            raise BadInput(
-                f"{self.folder}: {self.kind} {self.version} lists no file {name!r}; it has {sorted(self.files)}"
-            )
+            raise BadInput(f"{self.folder}: {self.kind} {self.version} lists no file {name!r}; it has {sorted(self.files)}")
         path = self.folder / name
         if not path.is_file():
             raise BadInput(f"{path}: missing from {self.kind} {self.version}; publish it again")
@@ -76,14 +74,10 @@ class Registry:
         staging = folder / f".staging-{uuid.uuid4().hex}"
         staging.mkdir()
         try:
-            listed = {
-                _checked(name, "file"): _place(content, staging / name) for name, content in sorted(files.items())
-            }
+            listed = {_checked(name, "file"): _place(content, staging / name) for name, content in sorted(files.items())}
             body = {"kind": kind, "metadata": dict(metadata), "files": listed}
             version = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
-            (staging / f"{kind}.json").write_text(
-                json.dumps({"version": version, **body}, indent=1, sort_keys=True) + "\n"
-            )
+            (staging / f"{kind}.json").write_text(json.dumps({"version": version, **body}, indent=1, sort_keys=True) + "\n")
             try:
                 os.rename(staging, folder / version)
             except OSError:  # the same content is there already
@@ -109,9 +103,7 @@ class Registry:
         """All whole versions, oldest first."""
         folder = self.root / _checked(kind, "kind")
         manifests = [path for path in folder.glob(f"*/{kind}.json") if not path.parent.name.startswith(".")]
-        return [
-            path.parent.name for path in sorted(manifests, key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
-        ]
+        return [path.parent.name for path in sorted(manifests, key=lambda path: (path.stat().st_mtime_ns, path.parent.name))]
 
     def load(self, kind: str, version: str | None = None) -> Artefact:
         """Open a version (``None``: the latest). Raises BadInput for a missing, damaged or foreign one."""

@@ -127,9 +127,7 @@ def _record(lake: Lake, run: StepRun, status: str, started: dt.datetime, message
         }
         for name, counts in run.tables.items()
     ] or [common]
-    write_deltalake(
-        lake.table_uri(PIPELINE_RUNS), pa.Table.from_pylist(rows, schema=PIPELINE_RUNS.schema), mode="append"
-    )
+    write_deltalake(lake.table_uri(PIPELINE_RUNS), pa.Table.from_pylist(rows, schema=PIPELINE_RUNS.schema), mode="append")
 
 
 def _attempts(lake: Lake, run: StepRun) -> int:

@@ -92,16 +92,12 @@ EVENTS = Table(
     schema=pa.schema(
         [
             _column("impression_id", pa.string(), "the impression, unique in the source", required=True),
-            _column(
-                "request_id", pa.string(), "the request that returned it; impression_id without one", required=True
-            ),
+            _column("request_id", pa.string(), "the request that returned it; impression_id without one", required=True),
             _USER,
             _ITEM,
             _column("request_ts", TIMESTAMP, "when the model was asked", required=True),
             _column("ts", TIMESTAMP, "when the impression was shown", required=True),
-            _column(
-                "observed_ts", TIMESTAMP, "when feedback was complete; ts + play_time_ms unless told", required=True
-            ),
+            _column("observed_ts", TIMESTAMP, "when feedback was complete; ts + play_time_ms unless told", required=True),
             _column("ingested_at", TIMESTAMP, "when the row entered the lake", required=True),
             _column("session_id", pa.string(), "session, if the source knows it"),
             _column("scene", pa.string(), "surface it was shown on"),
@@ -203,9 +199,7 @@ DAILY_SAMPLES = Table(
             _column("impression_id", pa.string(), "the impression", required=True),
             _column("request_id", pa.string(), "the request: the unit of training", required=True),
             _USER,
-            _column(
-                "session_id", pa.string(), "the source's session, else one cut at gaps (configuration)", required=True
-            ),
+            _column("session_id", pa.string(), "the source's session, else one cut at gaps (configuration)", required=True),
             _column("request_ts", TIMESTAMP, "when the model was asked", required=True),
             _column("ts", TIMESTAMP, "when it was shown", required=True),
             _column("observed_ts", TIMESTAMP, "when its feedback was complete", required=True),
@@ -303,9 +297,7 @@ def _pathway(name: str, content: str) -> Table:
         schema=pa.schema(
             [
                 _USER,
-                _column(
-                    "behaviours", _BEHAVIOURS, f"{content} known at the start of the day, oldest first", required=True
-                ),
+                _column("behaviours", _BEHAVIOURS, f"{content} known at the start of the day, oldest first", required=True),
                 _column("pending", _BEHAVIOURS, "of earlier days, observed only later; oldest first", required=True),
                 _DATE,
                 _BUCKET,
@@ -412,9 +404,7 @@ ITEM_VECTORS = Table(
             _ITEM,
             _column("kind", pa.string(), "text, image, audio or fused", required=True),
             _column("source", pa.string(), "encoder string, or fusion version for fused rows", required=True),
-            _column(
-                "content_hash", pa.string(), "hex sha256 of the content (fused: of its inputs' hashes)", required=True
-            ),
+            _column("content_hash", pa.string(), "hex sha256 of the content (fused: of its inputs' hashes)", required=True),
             _column(
                 "presence_mask",
                 pa.int32(),
@@ -436,9 +426,7 @@ ITEM_TOKENS = Table(
         [
             _ITEM,
             _column("tokens", pa.list_(pa.int32()), "one token a layer, each below its layer's size", required=True),
-            _column(
-                "rank", pa.int32(), "place among the items of the same tokens, from 0 (docs/codebook.md)", required=True
-            ),
+            _column("rank", pa.int32(), "place among the items of the same tokens, from 0 (docs/codebook.md)", required=True),
             _column("residual_norm", pa.float32(), "norm of what the tokens leave unexplained", required=True),
             _column("content_hash", pa.string(), "of the fused vector that was quantised", required=True),
             _column("codebook_version", pa.string(), "codebook", required=True),

@@ -4,7 +4,20 @@ from typing import Any
 
 import typer
 
-from onerec.commands import codebook, data, features, lake, tokens, training
+from onerec.commands import (
+    codebook,
+    demo,
+    derived,
+    features,
+    imports,
+    lake,
+    publish,
+    reinforcement,
+    simulate,
+    tokens,
+    training,
+    worker,
+)
 
 
 def build_command() -> Any:
@@ -15,7 +28,7 @@ def build_command() -> Any:
         rich_markup_mode="rich",
         help="The data and token factory of a generative recommender.",
     )
-    for room in (data, features, tokens, training, lake):
+    for room in (simulate, imports, features, derived, tokens, training, reinforcement, publish, lake, worker, demo):
         room.register(app)
     app.add_typer(codebook.app, name="codebook", help="Look into codebooks.")
     app.add_typer(lake.app, name="lake", help="Look at and look after a lake.")

@@ -1,4 +1,4 @@
-"""Options and output that all commands share: the lake, the date, ``--json``, ``--dry-run``, ``--set``; tables in the terminal."""
+"""Options and output that all commands share: the lake, the date, ``--json``, ``--dry-run``, ``--set``, tables."""
 
 import json
 import sys
@@ -55,9 +55,7 @@ def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:
     table.add_column("dropped")
     for name, counts in report["tables"].items():
         dropped = ", ".join(f"{reason} {number:,}" for reason, number in counts["rows_dropped"].items() if number)
-        table.add_row(
-            name, f"{counts['rows_in']:,}", f"{counts['rows_out']:,}", f"{counts['rows_quarantined']:,}", dropped
-        )
+        table.add_row(name, f"{counts['rows_in']:,}", f"{counts['rows_out']:,}", f"{counts['rows_quarantined']:,}", dropped)
     console.print(table)
     for name, value in report.items():
         if name not in ("step", "date", "seconds", "tables"):

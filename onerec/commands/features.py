@@ -1,7 +1,7 @@
-"""Commands of the room ``features``."""
+"""``onerec ingest|samples|pathways|backfill``: from landing zone to samples and pathways."""
 
 import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add this room's commands."""
+    """Add these commands."""

@@ -1,7 +1,7 @@
-"""Commands of the room ``tokens``."""
+"""``onerec embed|train-fusion|fuse|train-codebook|tokenize``: from item content to tokens."""
 
 import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add this room's commands."""
+    """Add these commands."""

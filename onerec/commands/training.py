@@ -1,7 +1,7 @@
-"""Commands of the room ``training``."""
+"""``onerec train|evaluate``: pre-training, fine-tuning and evaluation."""
 
 import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add this room's commands."""
+    """Add these commands."""

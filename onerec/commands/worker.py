@@ -1,4 +1,4 @@
-"""Commands that make input and keep engines warm: simulate, import, worker, demo."""
+"""``onerec worker``: keep engines warm on one machine."""
 
 from typing import Annotated
 

@@ -1,0 +1,7 @@
+"""``onerec import``: public logs into a landing zone."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""

@@ -1,0 +1,47 @@
+"""Fixtures shared by all tests: one Spark session for the run, lakes in temporary folders, the real data."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.config import Config
+from schemas.lake import Lake, create_lake
+
+os.environ.setdefault("ONEREC_SPARK_MEMORY", "1500m")
+REAL_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[Any]:
+    """The project's own Spark session, started once for the run."""
+    from feature_jobs.session import spark_session
+
+    session = spark_session("local[2]")
+    yield session
+    session.stop()
+
+
+@pytest.fixture()
+def make_lake(tmp_path: Path) -> Callable[..., Lake]:
+    """Creates a lake in a temporary folder; keyword arguments are sections of the configuration."""
+
+    def make(name: str = "lake", **sections: Any) -> Lake:
+        return create_lake(str(tmp_path / name), Config.model_validate(sections))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """Path of a folder of real data; skips by name where it is absent."""
+
+    def find(name: str) -> Path:
+        folder = REAL_DATA / name
+        if not folder.is_dir():
+            pytest.skip(f"needs the real data in {folder}, which is absent here")
+        return folder
+
+    return find
