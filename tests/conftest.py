@@ -24,7 +24,7 @@ def spark() -> Iterator[Any]:
     session.stop()
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_lake(tmp_path: Path) -> Callable[..., Lake]:
     """Creates a lake in a temporary folder; keyword arguments are sections of the configuration."""
 
