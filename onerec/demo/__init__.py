@@ -1,0 +1,1 @@
+"""``onerec demo``: the DAGs, end to end, on a simulated landing zone."""
