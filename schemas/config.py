@@ -192,6 +192,15 @@ class ReinforceSection(Section):
     seed: int = 0
 
 
+class RetentionSection(Section):
+    """What ``onerec lake vacuum`` keeps."""
+
+    user_state_days: Positive = 7
+    user_state_checkpoint_weekday: Annotated[int, Field(ge=0, le=6)] = 6
+    user_state_checkpoints: Positive = 8
+    file_hours: Positive = 168
+
+
 class RsftSection(Section):
     unit: Literal["session", "impression"] = "session"
     drop_share: Share = 0.5
@@ -214,6 +223,7 @@ class Config(Section):
     reward: RewardSection = RewardSection()
     reinforce: ReinforceSection = ReinforceSection()
     rsft: RsftSection = RsftSection()
+    retention: RetentionSection = RetentionSection()
 
     @property
     def version(self) -> str:

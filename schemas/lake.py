@@ -102,11 +102,17 @@ def normal_root(uri: str) -> str:
     return uri.rstrip("/")
 
 
+def is_lake(uri: str) -> bool:
+    """Whether there is a lake at this root."""
+    filesystem, path = filesystem_of(f"{normal_root(uri)}/{CONFIG_FILE}")
+    return bool(filesystem.get_file_info(path).type is pafs.FileType.File)
+
+
 def open_lake(uri: str, overrides: list[str] | None = None) -> Lake:
     """Open a lake that exists. Raises BadInput (what to do included) for one that does not, or a bad configuration."""
     root = normal_root(uri)
     filesystem, path = filesystem_of(f"{root}/{CONFIG_FILE}")
-    if filesystem.get_file_info(path).type is not pafs.FileType.File:
+    if not is_lake(uri):
         raise BadInput(f"--lake {uri}: no lake here ({CONFIG_FILE} is missing); `onerec ingest` creates one")
     with filesystem.open_input_stream(path) as stream:
         text = stream.read().decode(errors="replace")

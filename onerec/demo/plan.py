@@ -55,4 +55,4 @@ class DemoPlan:
         for date in self.dates:
             tokens = "tokenizer_refresh" if date == self.start else "tokenize_items"
             runs += [DagRun(dag, date) for dag in ("daily_samples", tokens, "lifelong_refresh")]
-        return runs + [DagRun("train_daily", self.dates[-1]), DagRun("post_train", self.dates[-1])]
+        return [*runs, DagRun("train_daily", self.dates[-1]), DagRun("post_train", self.dates[-1])]

@@ -51,15 +51,14 @@ def run_demo(out: Path, plan: DemoPlan, *, dags: Path | None = None) -> dict[str
     _clear(out)
     started = time.perf_counter()
     steps: list[TaskRun] = []
-    environment = {
-        "ONEREC_LAKE": str(out / "lake"),
-        "ONEREC_LANDING": str(out / "landing"),
-        "ONEREC_COMMAND": f"{sys.executable} -m onerec",
-    }
-    airflow = AirflowRunner(out / "airflow", folder, environment)
     runs = plan.runs()
     with DemoProgress(2 + sum(TASKS[run.dag] for run in runs)) as progress, _worker(out) as socket_path:
-        environment["ONEREC_WORKER"] = socket_path
+        environment = {
+            "ONEREC_LAKE": str(out / "lake"),
+            "ONEREC_LANDING": str(out / "landing"),
+            "ONEREC_COMMAND": f"{sys.executable} -m onerec",
+            "ONEREC_WORKER": socket_path,
+        }
         airflow = AirflowRunner(out / "airflow", folder, environment)
         migration = airflow.start_migration()
         create_lake(str(out / "lake"), plan.config())

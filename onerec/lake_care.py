@@ -1,0 +1,59 @@
+"""Looking after a lake: retention of ``user_state``, removal of unneeded files, prices."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from schemas.config import RetentionSection
+from schemas.errors import BadInput
+from schemas.lake import Lake
+from schemas.tables import TABLES, USER_STATE
+
+
+def user_state_days_to_drop(days: list[dt.date], retention: RetentionSection) -> list[dt.date]:
+    """Days of ``user_state`` beyond the last few and the weekly checkpoints (the newest day is always kept)."""
+    newest_first = sorted(days, reverse=True)
+    recent = set(newest_first[: retention.user_state_days])
+    weekly = [day for day in newest_first if day.weekday() == retention.user_state_checkpoint_weekday]
+    return sorted(set(days) - recent - set(weekly[: retention.user_state_checkpoints]))
+
+
+def vacuum_lake(lake: Lake, *, dry_run: bool) -> dict[str, Any]:
+    """Apply the retention: old ``user_state`` days, then files older than ``retention.file_hours`` that no version needs."""
+    state = lake.open_table(USER_STATE)
+    partitions = pa.table(state.get_add_actions(flatten=True))
+    days = (
+        sorted({dt.date.fromisoformat(str(day)) for day in partitions["partition.date"].to_pylist()})
+        if partitions.num_rows
+        else []
+    )
+    drop = user_state_days_to_drop(days, lake.config.retention)
+    if drop and not dry_run:
+        state.delete(" OR ".join(f"date = '{day.isoformat()}'" for day in drop))
+    files = {
+        table.name: len(lake.open_table(table).vacuum(lake.config.retention.file_hours, dry_run=dry_run))
+        for table in TABLES.values()
+    }
+    return {
+        "step": "lake vacuum",
+        "dry_run": dry_run,
+        "user_state_days_dropped": [day.isoformat() for day in drop],
+        "files": files,
+    }
+
+
+def read_prices(path: Path) -> float:
+    """Price of a core-hour from a YAML file. Raises BadInput for a missing file or value."""
+    try:
+        values = yaml.safe_load(path.read_text())
+        price = float(values["core_hour"])
+    except OSError as error:
+        raise BadInput(f"--prices {path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"--prices {path}: needs a line like `core_hour: 0.04`") from error
+    if not 0 <= price < float("inf"):
+        raise BadInput(f"--prices {path}: core_hour is {price}; a price is not negative")
+    return price

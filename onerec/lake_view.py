@@ -1,0 +1,161 @@
+"""What a lake holds and how its steps fare: read-only figures behind ``onerec lake``, ``status`` and ``cost``."""
+
+import datetime as dt
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+
+from schemas.lake import Lake
+from schemas.tables import EVENTS, PIPELINE_RUNS, TABLES, Table, column_doc
+
+DAILY_STEPS = (
+    "ingest",
+    "samples",
+    "pathways",
+    "co-interaction",
+    "embed",
+    "fuse",
+    "tokenize",
+    "lifelong",
+    "shards",
+    "train",
+    "evaluate",
+)
+STALE_FILE = "stale.json"
+
+
+def table_summaries(lake: Lake) -> list[dict[str, Any]]:
+    """Each table's rows, live files, bytes and version."""
+    summaries = []
+    for table in TABLES.values():
+        delta = lake.open_table(table)
+        files = pa.table(delta.get_add_actions(flatten=True))
+        summaries.append(
+            {
+                "table": table.name,
+                "grain": table.grain,
+                "rows": sum(value or 0 for value in files["num_records"].to_pylist()),
+                "files": files.num_rows,
+                "bytes": sum(files["size_bytes"].to_pylist()),
+                "version": delta.version(),
+            }
+        )
+    return summaries
+
+
+def describe_table(lake: Lake, table: Table) -> dict[str, Any]:
+    """A table's columns, constraints and newest commits."""
+    delta = lake.open_table(table)
+    return {
+        "table": table.name,
+        "grain": table.grain,
+        "partition_by": list(table.partition_by),
+        "columns": [
+            {"name": column.name, "type": str(column.type), "required": not column.nullable, "doc": column_doc(column)}
+            for column in table.schema
+        ],
+        "checks": dict(table.checks),
+        "history": [
+            {
+                "version": commit.get("version"),
+                "operation": commit.get("operation"),
+                "timestamp": _instant(commit.get("timestamp")),
+            }
+            for commit in delta.history(10)
+        ],
+    }
+
+
+def _instant(milliseconds: int | None) -> str | None:
+    return None if milliseconds is None else dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC).isoformat(timespec="seconds")
+
+
+def runs(lake: Lake, *, step: str | None = None, date: dt.date | None = None) -> list[dict[str, Any]]:
+    """Rows of ``pipeline_runs``, oldest first."""
+    chosen: pads.Expression | None = None
+    for name, value in (("step", step), ("date", date)):
+        if value is not None:
+            condition = pads.field(name) == value
+            chosen = condition if chosen is None else chosen & condition
+    rows: list[dict[str, Any]] = lake.read(PIPELINE_RUNS, filter=chosen).to_pylist()
+    for row in rows:
+        row["rows_dropped"] = dict(row["rows_dropped"] or [])
+        row["input_versions"] = dict(row["input_versions"] or [])
+    return sorted(rows, key=lambda row: (row["started_at"], row["table_name"] or ""))
+
+
+@dataclass(frozen=True)
+class StepStatus:
+    """One step on one day: done, failed, stale or missing, and why."""
+
+    step: str
+    state: str
+    detail: str
+
+
+def day_status(lake: Lake, date: dt.date) -> tuple[list[StepStatus], int]:
+    """The day's steps, and how many of its events landed after the day's samples were made."""
+    rows = runs(lake, date=date)
+    stale = stale_dates(lake).get(date.isoformat(), {})
+    statuses = []
+    for step in DAILY_STEPS:
+        attempts = [row for row in rows if row["step"] == step]
+        if not attempts:
+            statuses.append(StepStatus(step, "missing", "no run recorded"))
+            continue
+        last = attempts[-1]
+        if last["status"] != "succeeded":
+            statuses.append(StepStatus(step, "failed", last["message"] or last["status"]))
+        elif step in stale:
+            statuses.append(StepStatus(step, "stale", str(stale[step])))
+        else:
+            statuses.append(StepStatus(step, "done", f"attempt {last['attempt']}, {last['seconds']:.1f} s"))
+    late = lake.dataset(EVENTS).count_rows(filter=(pads.field("date") == date) & (pads.field("landing_date") > date))
+    return statuses, late
+
+
+def stale_dates(lake: Lake) -> dict[str, dict[str, Any]]:
+    """What ``onerec backfill`` marked: date → step → reason."""
+    filesystem, path = lake.filesystem(STALE_FILE)
+    if filesystem.get_file_info(path).type is not pafs.FileType.File:
+        return {}
+    with filesystem.open_input_stream(path) as stream:
+        marked: dict[str, dict[str, Any]] = json.loads(stream.read())
+    return marked
+
+
+def costs(rows: Iterable[dict[str, Any]], *, cores: int, target_rows: int, core_hour_price: float) -> list[dict[str, Any]]:
+    """Cost of a day by step: the median of its succeeded runs, scaled in rows to ``target_rows`` impressions.
+
+    The scaling is linear in the rows that the step read and keeps every fixed start in, so on a small lake it is an
+    upper bound; slopes over growing sizes are the benchmarks' (DESIGN: benchmarks).
+    """
+    measured: dict[str, dict[str, tuple[float, int]]] = {}
+    for row in rows:
+        if row["status"] == "succeeded" and row["date"] is not None:
+            seconds, read = measured.setdefault(row["step"], {}).get(row["run_id"], (0.0, 0))
+            measured[row["step"]][row["run_id"]] = (row["seconds"], max(read, row["rows_in"] or 0))
+    table = []
+    for step, by_run in measured.items():
+        seconds = median(value[0] for value in by_run.values())
+        read = median(value[1] for value in by_run.values())
+        core_hours = seconds * cores / 3600
+        scaled = core_hours * target_rows / read if read else None
+        table.append(
+            {
+                "step": step,
+                "runs": len(by_run),
+                "seconds": round(seconds, 3),
+                "rows": int(read),
+                "core_hours": core_hours,
+                "core_hours_at_target": scaled,
+                "price_at_target": None if scaled is None else scaled * core_hour_price,
+            }
+        )
+    return table
