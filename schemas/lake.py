@@ -7,6 +7,7 @@ filesystems, so that ``file:``, ``s3:`` and ``gs:`` roots work alike.
 
 import datetime as dt
 import os
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -159,7 +160,7 @@ def write_atomically(uri: str, content: bytes) -> None:
         with filesystem.open_output_stream(path) as stream:  # an object appears whole when the upload completes
             stream.write(content)
         return
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     with open(temporary, "wb") as stream:
         stream.write(content)
         stream.flush()

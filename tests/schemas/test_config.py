@@ -1,0 +1,41 @@
+"""A configuration is validated at the edge: what is wrong ends in one line that names it."""
+
+import pytest
+
+from schemas.config import Config, parse_config
+from schemas.errors import BadInput
+
+
+def test_a_configuration_survives_its_own_yaml():
+    config = parse_config("samples: {user_day_cap: 7}", "test")
+    assert parse_config(config.to_yaml(), "test") == config
+    assert config.samples.user_day_cap == 7
+    assert config.version != Config().version
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        ("lake: {day_timezone: Mars/Phobos}", [], "Asia/Shanghai"),
+        ("lake: {user_buckets: 0}", [], "lake.user_buckets"),
+        ("lakes: {}", [], "lakes"),
+        ("samples: {user_day_cap: many}", [], "samples.user_day_cap"),
+        ("[1, 2]", [], "not sections"),
+        ("{", [], "not YAML"),
+        ("", ["samples.user_day_cap"], "section.name=value"),
+        ("", ["samples.no_such=1"], "samples.no_such"),
+        ("", ["codebook.sizes=[70000]"], "65536"),
+        ("lake: 3", ["lake.user_buckets=2"], "not a section"),
+    ],
+)
+def test_what_is_wrong_is_named(text, overrides, said):
+    with pytest.raises(BadInput) as raised:
+        parse_config(text, "onerec.yaml", overrides)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_overrides_win():
+    config = parse_config("samples: {user_day_cap: 7}", "test", ["samples.user_day_cap=9", "codebook.sizes=[4, 4]"])
+    assert config.samples.user_day_cap == 9
+    assert config.codebook.sizes == (4, 4)

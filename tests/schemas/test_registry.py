@@ -1,0 +1,86 @@
+"""Artefacts are immutable and checked: what is truncated, altered, foreign or half published is never loaded."""
+
+import json
+import threading
+
+import pytest
+
+from schemas.errors import BadInput
+from schemas.registry import Registry
+
+
+@pytest.fixture
+def registry(tmp_path):
+    return Registry(tmp_path / "registry")
+
+
+def test_what_is_published_is_loaded(registry):
+    artefact = registry.publish("codebook", {"sizes": [4]}, {"codebook.safetensors": b"abc"})
+    loaded = registry.load("codebook")
+    assert loaded == artefact
+    assert loaded.file("codebook.safetensors").read_bytes() == b"abc"
+    assert loaded.metadata == {"sizes": [4]}
+
+
+def test_the_same_content_is_one_artefact(registry):
+    first = registry.publish("codebook", {"sizes": [4]}, {"a": b"abc"})
+    again = registry.publish("codebook", {"sizes": [4]}, {"a": b"abc"})
+    other = registry.publish("codebook", {"sizes": [5]}, {"a": b"abc"}, latest=False)
+    assert first.version == again.version != other.version
+    assert registry.latest("codebook") == first.version
+    assert set(registry.versions("codebook")) == {first.version, other.version}
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.write_bytes(b"ab"), lambda path: path.write_bytes(b"abd"), lambda path: path.unlink()]
+)
+def test_a_damaged_file_is_named(registry, damage):
+    artefact = registry.publish("codebook", {}, {"a.safetensors": b"abc"})
+    damage(artefact.folder / "a.safetensors")
+    with pytest.raises(BadInput, match=r"a\.safetensors"):
+        registry.load("codebook").file("a.safetensors")
+
+
+def test_an_altered_or_foreign_manifest_is_named(registry):
+    artefact = registry.publish("codebook", {"sizes": [4]}, {"a": b"abc"})
+    manifest = artefact.folder / "codebook.json"
+    body = json.loads(manifest.read_text())
+    for text in ("{", "[]", json.dumps({"hello": 1}), json.dumps(body | {"metadata": {"sizes": [5]}})):
+        manifest.write_text(text)
+        with pytest.raises(BadInput, match=r"codebook\.json"):
+            registry.load("codebook")
+
+
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", ".hidden", "a/b", ""])
+def test_no_name_leaves_the_registry(registry, name):
+    with pytest.raises(BadInput):
+        registry.publish("codebook", {}, {name: b"x"})
+    with pytest.raises(BadInput):
+        registry.load("codebook", name or "..")
+    assert registry.versions("codebook") == []
+
+
+def test_concurrent_publishers_do_not_collide(registry):
+    errors = []
+
+    def publish(number):
+        try:
+            registry.publish("codebook", {"n": number % 3}, {"a": b"x" * 1000})
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(registry.versions("codebook")) == 3
+    assert registry.latest("codebook") in registry.versions("codebook")
+    assert not list((registry.root / "codebook").glob(".staging-*"))
+
+
+def test_nothing_published_says_so(registry):
+    assert registry.latest("release") is None
+    with pytest.raises(BadInput, match="no release published yet"):
+        registry.load("release")
