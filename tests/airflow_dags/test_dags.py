@@ -16,6 +16,8 @@ from airflow.dag_processing.dagbag import DagBag
 
 
 def names(condition):
+    if condition is None or not (hasattr(condition, "name") or hasattr(condition, "objects")):
+        return []
     return [condition.name] if hasattr(condition, "name") else [name for part in condition.objects for name in names(part)]
 
 
@@ -24,7 +26,7 @@ print("DAGS " + json.dumps({{
     "errors": {{str(name): text for name, text in bag.import_errors.items()}},
     "dags": {{dag.dag_id: {{
         "timetable": type(dag.timetable).__name__,
-        "waits_for": sorted(names(dag.timetable.asset_condition)) if hasattr(dag.timetable, "asset_condition") else [],
+        "waits_for": sorted(names(getattr(dag.timetable, "asset_condition", None))),
         "tasks": [{{"id": task.task_id, "arguments": task.arguments, "outlets": [asset.name for asset in task.outlets],
                    "after": sorted(task.upstream_task_ids)}} for task in dag.topological_sort()],
     }} for dag in bag.dags.values()}},
