@@ -1,0 +1,123 @@
+"""Residual codes: encode, beam search, decode, with nothing but the codebooks (NumPy only, no engine).
+
+Layer l quantises what the layers before it left (V1 §2.1): R¹ = x; s_l = argmin_k ‖R^l − c^l_k‖; R^{l+1} = R^l − c^l_{s_l}.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenization.assignment import NearestCentroid
+from tokenization.vectors import ArrayRows, BadVectors, FloatArray, as_matrix, blocks, check_finite
+
+Codes = npt.NDArray[np.uint16]
+
+
+def encode(vectors: Any, codebooks: Sequence[FloatArray]) -> Codes:
+    """Greedy codes (n, layers) uint16 of vectors (n, dim); a pure function of each row.
+
+    Raises BadVectors for a wrong dimension, NaN or infinity.
+    """
+    rows = _rows_of(vectors, codebooks)
+    layers = [NearestCentroid(codebook) for codebook in codebooks]
+    codes = np.empty((rows.n, len(layers)), np.uint16)
+    for start, stop, block in blocks(rows):
+        check_finite(block, start)
+        residual = block.copy()
+        for layer, nearest in enumerate(layers):
+            tokens, _ = nearest(residual)
+            codes[start:stop, layer] = tokens
+            residual -= nearest.centroids[tokens]
+    return codes
+
+
+def encode_beam(vectors: Any, codebooks: Sequence[FloatArray], beam: int = 5) -> Codes:
+    """Codes by beam search: after each layer the ``beam`` prefixes of smallest error live on (ties: the smaller code).
+
+    ``beam=1`` is ``encode``; a beam of all prefixes is exhaustive search. Float64, (n, layers) uint16.
+    """
+    if beam < 1:
+        raise ValueError(f"beam {beam}: must be at least 1")
+    rows = _rows_of(vectors, codebooks)
+    if beam == 1:
+        return encode(vectors, codebooks)
+    wide = [codebook.astype(np.float64) for codebook in codebooks]
+    codes = np.empty((rows.n, len(wide)), np.uint16)
+    for start, stop, block in blocks(rows, width=beam * max(max(len(codebook) for codebook in wide), rows.dim)):
+        check_finite(block, start)
+        codes[start:stop] = _beam_block(block.astype(np.float64), wide, beam)
+    return codes
+
+
+def _beam_block(block: npt.NDArray[np.float64], codebooks: list[npt.NDArray[np.float64]], beam: int) -> Codes:
+    count = len(block)
+    residuals = block[:, None, :]
+    prefixes = np.zeros((count, 1, 0), np.uint16)
+    row = np.arange(count)[:, None]
+    for codebook in codebooks:
+        size = len(codebook)
+        squares = np.einsum("ij,ij->i", codebook, codebook)
+        errors = np.einsum("nbd,nbd->nb", residuals, residuals)[:, :, None] - 2 * residuals @ codebook.T + squares
+        flat = errors.reshape(count, -1)
+        keep = min(beam, flat.shape[1])
+        chosen = np.sort(np.argpartition(flat, keep - 1, axis=1)[:, :keep], axis=1)
+        parent, token = chosen // size, chosen % size
+        prefixes = np.concatenate([prefixes[row, parent], token[:, :, None].astype(np.uint16)], axis=2)
+        residuals = residuals[row, parent] - codebook[token]
+        prefixes, residuals = _sorted_by_code(prefixes, residuals)
+    best = np.einsum("nbd,nbd->nb", residuals, residuals).argmin(axis=1)
+    found: Codes = prefixes[np.arange(count), best]
+    return found
+
+
+def _sorted_by_code(prefixes: Codes, residuals: npt.NDArray[np.float64]) -> tuple[Codes, npt.NDArray[np.float64]]:
+    """Each row's prefixes in the order of their codes, so that ties fall to the smaller code."""
+    order = np.lexsort([prefixes[:, :, layer] for layer in reversed(range(prefixes.shape[2]))], axis=1)
+    row = np.arange(len(prefixes))[:, None]
+    return prefixes[row, order], residuals[row, order]
+
+
+def decode(codes: Any, codebooks: Sequence[FloatArray], layers: int | None = None) -> FloatArray:
+    """Reconstruction (n, dim) float32: the sum of the codes' centroids, or of their first ``layers``.
+
+    Raises BadVectors for codes of another shape, or a token that its layer does not have.
+    """
+    checked = check_codes(codes, [len(codebook) for codebook in codebooks])
+    decoded = np.zeros((len(checked), codebooks[0].shape[1]), np.float32)
+    for layer, codebook in enumerate(codebooks[:layers]):
+        decoded += codebook[checked[:, layer]]
+    return decoded
+
+
+def residual_norms(vectors: Any, codes: Any, codebooks: Sequence[FloatArray]) -> FloatArray:
+    """Norm (n,) float32 of what the codes leave of each vector."""
+    rows = _rows_of(vectors, codebooks)
+    checked = check_codes(codes, [len(codebook) for codebook in codebooks])
+    if len(checked) != rows.n:
+        raise BadVectors(f"found {len(checked)} codes for {rows.n} vectors; needs one each")
+    norms = np.empty(rows.n, np.float32)
+    for start, stop, block in blocks(rows):
+        difference = block.astype(np.float64) - decode(checked[start:stop], codebooks)
+        norms[start:stop] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
+    return norms
+
+
+def check_codes(codes: Any, sizes: Sequence[int]) -> npt.NDArray[np.integer[Any]]:
+    """Integer codes (n, layers), every token inside its layer. Raises BadVectors naming the first bad row."""
+    array = np.asarray(codes)
+    if array.ndim != 2 or array.dtype.kind not in "iu" or array.shape[1] != len(sizes):
+        raise BadVectors(f"codes: found shape {array.shape} of {array.dtype}; needs (n, {len(sizes)}) integers")
+    bad = ((array < 0) | (array >= np.asarray(sizes))).any(axis=1) if len(array) else np.zeros(0, bool)
+    if bad.any():
+        row = int(bad.argmax())
+        raise BadVectors(f"codes: row {row} is {array[row].tolist()}; its tokens must lie below {list(sizes)}")
+    return array
+
+
+def _rows_of(vectors: Any, codebooks: Sequence[FloatArray]) -> ArrayRows:
+    rows = ArrayRows(as_matrix(vectors))
+    if rows.dim != codebooks[0].shape[1]:
+        raise BadVectors(f"vectors: found {rows.dim} columns; the codebook was trained on {codebooks[0].shape[1]}")
+    return rows

@@ -1,0 +1,91 @@
+"""Initial centroids by k-means++ (Arthur and Vassilvitskii, 2007) on a seeded sample.
+
+Small codebooks use the greedy form (several candidates a step, the best is kept). Large ones draw a group of centroids a
+step from the same distribution: a quarter of a percent of the codebook at once changes quality little and makes seeding
+8,192 centroids cost matrix products rather than 8,192 passes over the sample.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenization.vectors import FloatArray, Rows, blocks
+
+_GREEDY_UP_TO = 512
+_STEPS = 400
+_SAMPLE_PER_CENTROID = 32
+_SAMPLE_AT_LEAST = 20_000
+
+
+def seed_centroids(rows: Rows, n_clusters: int, random: np.random.Generator) -> FloatArray:
+    """Initial centroids (n_clusters, dim), each of them a row.
+
+    Where fewer rows than ``n_clusters`` are distinct, the distinct ones come first and then repeat.
+    """
+    if rows.n <= n_clusters:
+        return _repeat(_distinct(rows), n_clusters)
+    size = min(rows.n, max(_SAMPLE_PER_CENTROID * n_clusters, _SAMPLE_AT_LEAST))
+    chosen = np.sort(random.choice(rows.n, size, replace=False)) if size < rows.n else np.arange(rows.n)
+    sample = rows.take(chosen)
+    found = _plus_plus(sample, n_clusters, random)
+    if len(found) < n_clusters:  # the sample has too few distinct rows; all rows may have more
+        distinct = _distinct(rows)
+        if len(distinct) > n_clusters:
+            return distinct[np.sort(random.choice(len(distinct), n_clusters, replace=False))]
+        return _repeat(distinct, n_clusters)
+    return found
+
+
+def _plus_plus(sample: FloatArray, n_clusters: int, random: np.random.Generator) -> FloatArray:
+    """Up to ``n_clusters`` rows of the sample; fewer where every row is already a centroid."""
+    group = 1 if n_clusters <= _GREEDY_UP_TO else -(-n_clusters // _STEPS)
+    candidates = 2 + int(np.log(n_clusters)) if group == 1 else 1
+    squares = np.einsum("ij,ij->i", sample, sample)
+    picked = [int(random.integers(len(sample)))]
+    closest = _squared_distances(sample, squares, sample[picked])[0]
+    while len(picked) < n_clusters:
+        want = min(group, n_clusters - len(picked))
+        drawn = _draw(closest, want * candidates, random)
+        if not len(drawn):
+            break
+        reached = np.minimum(_squared_distances(sample, squares, sample[drawn]), closest)
+        if group == 1:
+            best = int(reached.sum(axis=1, dtype=np.float64).argmin())
+            picked.append(int(drawn[best]))
+            closest = reached[best]
+        else:
+            picked.extend(int(index) for index in drawn)
+            closest = reached.min(axis=0)
+        closest[picked[-want:]] = 0
+    return sample[picked]
+
+
+def _draw(weights: FloatArray, count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Distinct indices with probability proportional to their weights; fewer where few weights are above 0."""
+    cumulative = weights.cumsum(dtype=np.float64)
+    if cumulative[-1] <= 0:
+        return np.zeros(0, np.int64)
+    drawn = np.searchsorted(cumulative, random.random(count) * cumulative[-1], side="right")
+    distinct = np.unique(np.minimum(drawn, len(weights) - 1))
+    return distinct[weights[distinct] > 0]
+
+
+def _squared_distances(sample: FloatArray, squares: FloatArray, centroids: FloatArray) -> FloatArray:
+    """Squared distances (centroids, sample); rounding noise between equal rows becomes 0."""
+    products = centroids @ sample.T
+    norms = np.einsum("ij,ij->i", centroids, centroids)
+    distances: FloatArray = squares[None] - 2 * products + norms[:, None]
+    noise = np.float32(4e-7) * (squares[None] + norms[:, None])
+    distances[distances <= noise] = 0
+    return distances
+
+
+def _distinct(rows: Rows) -> FloatArray:
+    """The distinct rows, sorted."""
+    found: FloatArray = np.zeros((0, rows.dim), np.float32)
+    for _, _, block in blocks(rows):
+        found = np.unique(np.concatenate([found, block + np.float32(0)]), axis=0)
+    return found
+
+
+def _repeat(distinct: FloatArray, n_clusters: int) -> FloatArray:
+    return distinct[np.arange(n_clusters) % len(distinct)]
