@@ -31,8 +31,9 @@ class NearestCentroid:
         self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
         self._first = _first_of_equal_rows(self.centroids)
         distinct = self.centroids[self._first]
-        self._distinct = {np.dtype(np.float32): distinct, np.dtype(np.float64): distinct.astype(np.float64)}
-        self._squares = np.einsum("ij,ij->i", *[self._distinct[np.dtype(np.float64)]] * 2)
+        self._wide = distinct.astype(np.float64)
+        self._distinct: dict[Any, npt.NDArray[Any]] = {np.float32: distinct, np.float64: self._wide}
+        self._squares = np.einsum("ij,ij->i", self._wide, self._wide)
         self._largest = float(np.sqrt(self._squares.max()))
 
     def __call__(self, vectors: FloatArray) -> tuple[npt.NDArray[np.int64], FloatArray]:
@@ -66,7 +67,7 @@ class NearestCentroid:
 
     def _score(self, block: npt.NDArray[Any], norms: npt.NDArray[np.float64], kind: Any) -> tuple[Any, Any, Any]:
         """Best centroid, whether another is within the rounding bound, and which ones are (n, distinct)."""
-        scores = block @ self._distinct[np.dtype(kind)].T
+        scores = block @ self._distinct[kind].T
         scores *= kind(-2)
         scores += self._squares.astype(kind)
         best = scores.argmin(axis=1)
@@ -79,7 +80,7 @@ class NearestCentroid:
 
     def _closest(self, vector: FloatArray, candidates: npt.NDArray[np.bool_]) -> int:
         positions = np.flatnonzero(candidates)
-        difference = vector.astype(np.float64) - self._distinct[np.dtype(np.float64)][positions]
+        difference = vector.astype(np.float64) - self._wide[positions]
         return int(positions[np.einsum("ij,ij->i", difference, difference).argmin()])
 
 

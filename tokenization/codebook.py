@@ -99,15 +99,14 @@ def load_codebook(registry: Registry, version: str | None = None) -> Codebook:
     if not tensors or sorted(tensors) != sorted(names):
         raise BadInput(f"{path}: holds tensors {sorted(tensors)[:5]}; a codebook holds layer_0, layer_1, …")
     codebooks = [tensors[name] for name in names]
-    dims = {codebook.shape[1:] for codebook in codebooks}
-    if len(dims) != 1 or any(
-        codebook.ndim != 2
-        or codebook.dtype != np.float32
-        or not 1 <= len(codebook) <= _MAX_SIZE
-        or not np.isfinite(codebook).all()
-        for codebook in codebooks
-    ):
+    if len({codebook.shape[1:] for codebook in codebooks}) != 1 or not all(_is_layer(codebook) for codebook in codebooks):
         raise BadInput(f"{path}: its layers are not finite float32 matrices of one dimension; publish the codebook again")
     if artefact.metadata.get("sizes") != [len(codebook) for codebook in codebooks]:
         raise BadInput(f"{path}: layer sizes differ from codebook.json's {artefact.metadata.get('sizes')}; publish it again")
     return Codebook(artefact.version, codebooks, artefact.metadata)
+
+
+def _is_layer(codebook: Any) -> bool:
+    return bool(
+        codebook.ndim == 2 and codebook.dtype == np.float32 and 1 <= len(codebook) <= _MAX_SIZE and np.isfinite(codebook).all()
+    )

@@ -45,7 +45,7 @@ class Clustering:
     n_iter: int
 
 
-class KMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
+class KMeans(ClusterMixin, BaseEstimator):
     """k-means with k-means++ seeding and repair of empty clusters; deterministic for a seed on one machine.
 
     Parameters: ``n_clusters``; ``iterations``, at most; ``seed``; ``backend`` of the assignment ("faiss" or "torch");
@@ -82,7 +82,7 @@ class KMeans(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.n_init = n_init
         self.n_threads = n_threads
 
-    def fit(self, X: Any, y: Any = None, *, callback: Callback | None = None) -> "KMeans":
+    def fit(self, X: Any, y: Any = None, *, callback: Callback | None = None) -> "KMeans":  # noqa: ARG002
         """Cluster the rows of X (n, dim). Raises BadVectors (a ValueError) naming rows with NaN or infinity."""
         matrix = _validated(self, X, reset=True)
         result = cluster(
@@ -210,13 +210,12 @@ def _finish(rows: Rows, unit: ScaledRows, centroids: FloatArray, n_iter: int) ->
         empty = np.flatnonzero(np.bincount(labels, minlength=len(final)) == 0)
         if not _move_to_farthest(rows, final, empty, distances):
             break
-    labels, distances = _assign_exactly(rows, final)
+    else:
+        labels, distances = _assign_exactly(rows, final)
     if len(empty):
-        warnings.warn(
-            f"{len(final)} clusters, {len(final) - len(empty)} of them filled: the rows hold fewer distinct vectors than clusters",
-            ConvergenceWarning,
-            stacklevel=4,
-        )
+        filled = len(final) - len(empty)
+        message = f"{len(final)} clusters, {filled} of them filled: the rows hold fewer distinct vectors than clusters"
+        warnings.warn(message, ConvergenceWarning, stacklevel=4)
     return Clustering(final, labels, float(distances.sum(dtype=np.float64)), n_iter)
 
 

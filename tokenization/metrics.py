@@ -153,10 +153,7 @@ def _bucket_histogram(keys: Keys) -> list[dict[str, Any]]:
 def _reconstruction_errors(vectors: Any, decoded: Any, depths: int) -> dict[int, float | None]:
     """Mean squared error ÷ total variance by depth; None where the vectors do not vary."""
     matrix = as_matrix(vectors)
-    if isinstance(decoded, (list, tuple)):
-        by_depth = dict(enumerate(decoded, start=1))
-    else:
-        by_depth = {depths: decoded}
+    by_depth = dict(enumerate(decoded, start=1)) if isinstance(decoded, (list, tuple)) else {depths: decoded}
     if depths not in by_depth or max(by_depth) > depths:
         raise BadVectors(f"decoded: found {len(by_depth)} depths; needs all {depths}, or the last alone")
     whole = to_float32(matrix).astype(np.float64)
@@ -175,9 +172,8 @@ def _label_keys(labels: Any, count: int) -> tuple[Keys, npt.NDArray[np.bool_]]:
     if values.shape != (count,):
         raise BadVectors(f"labels: found shape {values.shape}; needs one for each of the {count} codes")
     known = np.array([value is not None and value != "" for value in values], bool)
-    _, keys = np.unique(
-        np.array([str(value) if ok else "" for value, ok in zip(values, known, strict=True)]), return_inverse=True
-    )
+    texts = np.array([str(value) if ok else "" for value, ok in zip(values, known, strict=True)])
+    _, keys = np.unique(texts, return_inverse=True)
     return keys.astype(np.int64), known
 
 

@@ -18,7 +18,7 @@ from tokenization.vectors import ArrayRows, FloatArray
 MAX_CODEBOOK_SIZE = 65536
 
 
-class RQKMeans(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class RQKMeans(TransformerMixin, BaseEstimator):
     """Residual k-means quantiser: float vectors in, ``n_layers`` uint16 tokens out.
 
     Parameters: ``n_layers``; ``codebook_size``, one size for all layers or a tuple with one a layer (at most 65,536);
@@ -54,7 +54,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.n_threads = n_threads
         self.warm_start_codebooks = warm_start_codebooks
 
-    def fit(self, X: Any, y: Any = None, *, callback: Callback | None = None) -> "RQKMeans":
+    def fit(self, X: Any, y: Any = None, *, callback: Callback | None = None) -> "RQKMeans":  # noqa: ARG002
         """Train every layer on X (n, dim); ``callback`` hears of every iteration.
 
         Raises BadVectors (a ValueError) naming rows with NaN or infinity, ValueError for parameters that don't fit.

@@ -1,4 +1,4 @@
-"""Matrices of vectors as the quantiser reads them: checked once, then in float32 blocks, so that a memory map never loads whole."""
+"""Matrices of vectors as the quantiser reads them: checked once, in float32 blocks, so that a memory map never loads whole."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +21,15 @@ class BadVectors(BadInput, ValueError):
 class Rows(Protocol):
     """Rows that are read block by block; ``block`` and ``take`` give float32, C-contiguous copies or views."""
 
-    n: int
-    dim: int
+    @property
+    def n(self) -> int:
+        """Rows."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Columns."""
+        ...
 
     def block(self, start: int, stop: int) -> FloatArray:
         """Rows ``start`` to ``stop``, shape (stop − start, dim)."""
@@ -99,21 +106,17 @@ class ScaledRows:
 
     def forward(self, vectors: FloatArray) -> FloatArray:
         """Vectors into scaled units."""
-        scaled: FloatArray = (
-            vectors * np.float32(self.scale) if self.scale_is_float32 else (vectors * self.scale).astype(np.float32)
-        )
-        scaled -= self.shift
-        return scaled
+        if 2.0**-126 <= self.scale <= 2.0**127:
+            moved: FloatArray = vectors * np.float32(self.scale)
+        else:  # spreads near the ends of float32's range
+            moved = (vectors * np.float64(self.scale)).astype(np.float32)
+        moved -= self.shift
+        return moved
 
     def back(self, vectors: npt.NDArray[Any]) -> FloatArray:
         """Vectors out of scaled units."""
         restored: FloatArray = ((vectors.astype(np.float64) + self.shift) / self.scale).astype(np.float32)
         return restored
-
-    @property
-    def scale_is_float32(self) -> bool:
-        """Whether the scale is a normal float32 (spreads of 1e-38 need more)."""
-        return 2.0**-126 <= self.scale <= 2.0**127
 
 
 def to_float32(matrix: npt.NDArray[Any]) -> FloatArray:
