@@ -1,0 +1,224 @@
+"""Opens shards safely: manifests and Arrow files of ``docs/shards.md``, each checked before its content is believed.
+
+Every failure (missing, truncated, altered, foreign, of another version, a path that leaves the shards' root) is BadInput in
+one line that names the file.
+"""
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.errors import BadInput
+from schemas.registry import file_sha256
+from schemas.shards import SHARD_FORMAT, SHARD_VERSION
+
+MAX_MANIFEST_BYTES = 64 * 2**20
+MASK_FORMAT = "onerec-shard-targets"
+READABLE_VERSIONS = (SHARD_VERSION,)
+"""The current version and, once there is one, the previous."""
+AGAIN = "write it again with `onerec shards`"
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+class FileEntry(_Entry):
+    """A file as a manifest names it."""
+
+    path: str
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class DataEntry(FileEntry):
+    """A data file of a day."""
+
+    user_bucket: int = Field(ge=0)
+
+
+class MaskEntry(FileEntry):
+    """A target mask over one data file."""
+
+    user_bucket: int = Field(ge=0)
+    data_sha256: str
+
+
+class DayManifest(_Entry):
+    """``manifest.json`` of a day; what the reader needs of it."""
+
+    format: str
+    version: int
+    date: str
+    codebook_version: str
+    codebook_sizes: list[int]
+    files: list[DataEntry]
+    items: FileEntry
+    tokens: FileEntry
+    lifelong: dict[str, FileEntry]
+
+
+class MaskManifest(_Entry):
+    """``targets-*.json`` of a day."""
+
+    format: str
+    version: int
+    targets: str
+    files: list[MaskEntry]
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A file whose size is the manifest's. ``rows`` verifies its content."""
+
+    path: Path
+    sha256: str
+
+    def batches(self, schema: pa.Schema, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Its record batches, memory-mapped, with the columns of ``schema`` (or some of them), in that order."""
+        reader = self._open(schema)
+        for index in range(reader.num_record_batches):
+            yield self._batch(reader, index, schema, columns)
+
+    def batch(self, index: int, schema: pa.Schema) -> pa.RecordBatch:
+        """One record batch."""
+        return self._batch(self._open(schema), index, schema, None)
+
+    def table(self, schema: pa.Schema) -> pa.Table:
+        """All of it."""
+        return pa.Table.from_batches(list(self.batches(schema)), schema=schema)
+
+    def verify(self) -> None:
+        """Compare the checksum. Raises BadInput for an altered file."""
+        if file_sha256(self.path) != self.sha256:
+            raise BadInput(f"{self.path}: altered (its sha256 is not the manifest's); {AGAIN}")
+
+    def _open(self, schema: pa.Schema) -> pa.RecordBatchFileReader:
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise BadInput(f"{self.path}: not an Arrow file (truncated or foreign: {error}); {AGAIN}") from error
+        for field in schema:
+            found = reader.schema.field(field.name).type if field.name in reader.schema.names else None
+            if found != field.type:
+                raise BadInput(f"{self.path}: column {field.name} is {found or 'missing'}, expected {field.type}; {AGAIN}")
+        return reader
+
+    def _batch(
+        self, reader: pa.RecordBatchFileReader, index: int, schema: pa.Schema, columns: list[str] | None
+    ) -> pa.RecordBatch:
+        try:
+            batch = reader.get_batch(index).select(columns or schema.names)
+            batch.validate(full=True)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise BadInput(f"{self.path}: record batch {index} is damaged ({error}); {AGAIN}") from error
+        declared = [schema.field(name) for name in batch.schema.names]
+        for field, column in zip(declared, batch.columns, strict=True):
+            if column.null_count and not field.nullable:
+                raise BadInput(f"{self.path}: column {field.name} has nulls; {AGAIN}")
+        return pa.RecordBatch.from_arrays(batch.columns, schema=pa.schema(declared))
+
+
+@dataclass(frozen=True)
+class DayShards:
+    """The files of one day, each in its place and of the right size."""
+
+    date: dt.date
+    codebook_version: str
+    codebook_sizes: tuple[int, ...]
+    data: list[tuple[int, ShardFile]]
+    """(user bucket, file), in bucket order."""
+    masks: dict[str, ShardFile] | None
+    """sha256 of a data file → its target mask; None for the mask ``all``, which is in the data."""
+    items: ShardFile
+    tokens: ShardFile
+    lifelong: dict[int, ShardFile]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any file does."""
+        files = [file for _, file in self.data] + [self.items, self.tokens, *self.lifelong.values(), *(self.masks or {}).values()]
+        return hashlib.sha256(" ".join([self.date.isoformat(), *(file.sha256 for file in files)]).encode()).hexdigest()
+
+
+def dates_with_shards(shards_root: Path) -> list[dt.date]:
+    """Days that have a manifest, ascending."""
+    found = []
+    for manifest in shards_root.glob("date=*/manifest.json"):
+        try:
+            found.append(dt.date.fromisoformat(manifest.parent.name.removeprefix("date=")))
+        except ValueError as error:
+            raise BadInput(f"{manifest.parent}: not a day's folder; remove it") from error
+    return sorted(found)
+
+
+def open_day(shards_root: Path, date: dt.date, targets: Literal["all", "rsft"]) -> DayShards:
+    """Open a day's manifest, and the mask's for ``rsft``, and check that every file is there in its size."""
+    folder = shards_root / f"date={date.isoformat()}"
+    manifest = _manifest(folder / "manifest.json", DayManifest, f"run `onerec shards --date {date}` first")
+    _check(folder / "manifest.json", manifest.format, SHARD_FORMAT, manifest.version)
+    if manifest.date != date.isoformat():
+        raise BadInput(f"{folder / 'manifest.json'}: is of {manifest.date}, not {date}; {AGAIN}")
+    entries = sorted(manifest.files, key=lambda entry: entry.user_bucket)
+    masks = None
+    if targets == "rsft":
+        path = folder / f"targets-{targets}.json"
+        mask_manifest = _manifest(path, MaskManifest, f"run `onerec shards --date {date} --targets {targets}` first")
+        _check(path, mask_manifest.format, MASK_FORMAT, mask_manifest.version)
+        masks = {entry.data_sha256: _placed(entry, folder, shards_root) for entry in mask_manifest.files}
+        lacking = [entry.path for entry in entries if entry.sha256 not in masks]
+        if lacking:
+            raise BadInput(f"{path}: no mask for {lacking[0]}; run `onerec shards --date {date} --targets {targets}` again")
+    return DayShards(
+        date=date,
+        codebook_version=manifest.codebook_version,
+        codebook_sizes=tuple(manifest.codebook_sizes),
+        data=[(entry.user_bucket, _placed(entry, folder, shards_root)) for entry in entries],
+        masks=masks,
+        items=_placed(manifest.items, shards_root, shards_root),
+        tokens=_placed(manifest.tokens, shards_root, shards_root),
+        lifelong={int(bucket): _placed(entry, shards_root, shards_root) for bucket, entry in manifest.lifelong.items()},
+    )
+
+
+_Manifest = TypeVar("_Manifest", bound=_Entry)
+
+
+def _manifest(path: Path, kind: type[_Manifest], missing: str) -> _Manifest:
+    if not path.is_file():
+        raise BadInput(f"{path}: no such manifest; {missing}")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise BadInput(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes; not one of ours")
+    try:
+        return kind.model_validate(json.loads(path.read_bytes()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"{path}: {name or 'content'}: {first['msg']} (altered or foreign); {AGAIN}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: not JSON (truncated or foreign); {AGAIN}") from error
+
+
+def _check(path: Path, found: str, expected: str, version: int) -> None:
+    if found != expected:
+        raise BadInput(f"{path}: format {found!r}, expected {expected!r}; not one of ours")
+    if version not in READABLE_VERSIONS:
+        raise BadInput(f"{path}: shard version {version}; this reader knows {READABLE_VERSIONS}; {AGAIN}")
+
+
+def _placed(entry: FileEntry, folder: Path, root: Path) -> ShardFile:
+    path = folder / entry.path
+    if entry.path.startswith("/") or not path.resolve().is_relative_to(root.resolve()):
+        raise BadInput(f"{folder}: the manifest names {entry.path!r}, which lies outside {root}; not one of ours")
+    if not path.is_file():
+        raise BadInput(f"{path}: missing, though its manifest names it; {AGAIN}")
+    if path.stat().st_size != entry.bytes:
+        raise BadInput(f"{path}: truncated or altered ({path.stat().st_size} bytes, manifest says {entry.bytes}); {AGAIN}")
+    return ShardFile(path, entry.sha256)
