@@ -1,7 +1,71 @@
 """``onerec co-interaction|lifelong|shards|forget``: what Spark derives from samples and histories."""
 
+from typing import Annotated, Literal
+
 import typer
+
+from onerec.commands.common import (
+    DateOption,
+    DryRunOption,
+    JsonOption,
+    LakeOption,
+    MasterOption,
+    SetOption,
+    print_dry_run,
+    print_report,
+    progress,
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
+    app.command("shards")(shards)
+
+
+def shards(
+    lake: LakeOption,
+    date: DateOption,
+    targets: Annotated[Literal["all", "rsft"], typer.Option("--targets", help="Also write this target mask.")] = "all",
+    retokenise: Annotated[bool, typer.Option("--retokenise", help="Only give the shard the published tokens.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Only check every file that the day's manifests name.")] = False,
+    catch_up: Annotated[int, typer.Option("--catch-up", min=0, help="Also build missing ones of so many days before.")] = 0,
+    master: MasterOption = None,
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a day's token shards for the trainer (docs/shards.md)."""
+    from feature_jobs import rsft
+    from feature_jobs import shards as job
+    from feature_jobs.session import spark_session
+    from feature_jobs.shard_files import MANIFEST, day_folder, shards_root
+    from schemas.errors import BadInput
+    from schemas.lake import open_lake, parse_date
+
+    if sum([retokenise, verify, targets == "rsft"]) > 1 or (catch_up and (retokenise or verify)):
+        raise BadInput("--retokenise, --verify and --targets rsft exclude one another; --catch-up goes with building only")
+    opened, day = open_lake(lake, set_), parse_date(date)
+    if verify:
+        checked = job.verify(opened, day)
+        print_report({"step": "shards", "date": date, "seconds": 0.0, "tables": {}, "files_verified": checked}, as_json=as_json)
+        return
+    missing = job.days_to_catch_up(opened, day, catch_up)
+    present = (day_folder(shards_root(opened), date) / MANIFEST).is_file()
+    if dry_run:
+        changes = {f"shards/date={each.isoformat()}": [each.isoformat()] for each in (*missing, day)}
+        print_dry_run("shards", changes, as_json=as_json)
+        return
+    spark = spark_session(master)
+    caught_up = []
+    for each in missing:
+        progress(f"shards: {each}, missing so far")
+        caught_up.append(job.run(spark, opened, each).to_json())
+    if retokenise:
+        report = job.retokenise(spark, opened, day).to_json()
+    elif targets == "rsft":
+        if not present:
+            job.run(spark, opened, day)
+        report = rsft.run(spark, opened, day).to_json()
+    else:
+        report = job.run(spark, opened, day).to_json()
+    print_report(report | ({"caught_up": caught_up} if catch_up else {}), as_json=as_json)

@@ -1,0 +1,119 @@
+"""Work by user bucket: which files of a table version hold a bucket, and one Spark task for each bucket.
+
+Tables and shards are partitioned by ``user_bucket``, but Delta tells Spark nothing of it, so a join of them would shuffle
+users a second time. Here the driver reads the Delta logs once, and each task opens only its own bucket's files.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+from pyspark.sql import SparkSession
+
+from schemas.errors import BadInput
+from schemas.lake import Lake, filesystem_of
+from schemas.shards import stable_key
+from schemas.tables import Table
+
+
+@dataclass(frozen=True)
+class BucketFiles:
+    """The live data files of some partitions of a table version, by bucket: paths relative to the table."""
+
+    uri: str
+    paths: dict[int, tuple[str, ...]]
+
+    @property
+    def buckets(self) -> list[int]:
+        """Buckets that have a file."""
+        return sorted(self.paths)
+
+    def read(self, bucket: int, schema: pa.Schema) -> pa.Table:
+        """A bucket's rows with these columns, in file order; nullability is relaxed, columns a file lacks are null."""
+        wanted = pa.schema([relaxed(column) for column in schema])
+        filesystem, root = filesystem_of(self.uri)
+        parts = [wanted.empty_table()]
+        for path in self.paths.get(bucket, ()):
+            with filesystem.open_input_file(f"{root}/{path}") as stream:
+                file = pq.ParquetFile(stream)
+                present = [name for name in wanted.names if name in file.schema_arrow.names]
+                rows = file.read(columns=present)
+            for column in wanted:
+                if column.name not in present:
+                    rows = rows.append_column(column, pa.nulls(len(rows), column.type))
+            parts.append(rows.select(wanted.names).cast(wanted))
+        return pa.concat_tables(parts)
+
+
+def bucket_files(lake: Lake, table: Table, version: int, where: pads.Expression) -> BucketFiles:
+    """Files of the partitions that ``where`` (over partition columns) selects."""
+    files = partition_values(lake, table, version)
+    if len(files):
+        files = files.filter(where).sort_by("path")
+    paths: dict[int, list[str]] = {}
+    for bucket, path in zip(files["user_bucket"].to_pylist(), files["path"].to_pylist(), strict=True):
+        paths.setdefault(bucket, []).append(unquote(path))
+    return BucketFiles(lake.table_uri(table), {bucket: tuple(names) for bucket, names in paths.items()})
+
+
+def partition_values(lake: Lake, table: Table, version: int) -> pa.Table:
+    """``path`` and the partition columns of each live file of a table version."""
+    actions = pa.table(lake.open_table(table, version).get_add_actions(flatten=True))
+    partitions = [table.schema.field(name) for name in table.partition_by]
+    if not len(actions):
+        return pa.schema([pa.field("path", pa.string()), *partitions]).empty_table()
+    return pa.table({"path": actions["path"]} | {column.name: actions[f"partition.{column.name}"] for column in partitions})
+
+
+def relaxed(column: pa.Field) -> pa.Field:
+    """The same column, nullable at every depth: what both engines' files can be cast to."""
+    return pa.field(column.name, _relaxed_type(column.type))
+
+
+def _relaxed_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_struct(kind):
+        return pa.struct([relaxed(child) for child in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(_relaxed_type(kind.value_type))
+    return kind
+
+
+def run_by_bucket(spark: SparkSession, buckets: Sequence[int], work: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Call ``work(bucket)`` once in a task of its own for each bucket; its (small, JSON) results in the order given.
+
+    Raises BadInput with a task's message if it raised one.
+    """
+    if not buckets:
+        return []
+
+    def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for index in batch.column(0).to_pylist():
+                try:
+                    report = json.dumps({"result": work(buckets[index])})
+                except BadInput as error:
+                    report = json.dumps({"bad_input": str(error)})
+                yield pa.RecordBatch.from_pydict({"index": [index], "report": [report]})
+
+    frame = spark.range(0, len(buckets), 1, len(buckets)).mapInArrow(task, "index long, report string")
+    reports = [json.loads(row["report"]) for row in sorted(frame.collect(), key=lambda row: row["index"])]
+    for report in reports:
+        if "bad_input" in report:
+            raise BadInput(report["bad_input"])
+    return [report["result"] for report in reports]
+
+
+def item_keys(items: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """``stable_key`` of each item id (int64), hashed once for each distinct one."""
+    whole = items.combine_chunks() if isinstance(items, pa.ChunkedArray) else items
+    encoded = pc.dictionary_encode(whole)
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    keys = pa.array([stable_key(text) for text in encoded.dictionary.to_pylist()], pa.int64())
+    return keys.take(encoded.indices)

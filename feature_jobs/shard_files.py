@@ -1,0 +1,144 @@
+"""Files of the shard store: Arrow IPC under content-hash names, manifests, the writers' lock, cleaning, verification.
+
+``docs/shards.md`` shows the layout. A file is written under a temporary name, synced and renamed; a manifest that names
+it is replaced afterwards. Shards lie on a local or mounted filesystem, because readers map them into memory.
+"""
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from schemas.errors import BadInput
+from schemas.lake import Lake, write_atomically
+from schemas.registry import file_sha256
+
+USERS_PER_BATCH = 4096
+MANIFEST = "manifest.json"
+RSFT_MANIFEST = "targets-rsft.json"
+MAX_MANIFEST_BYTES = 64 * 2**20
+
+
+def shards_root(lake: Lake) -> Path:
+    """Folder of the shard store. Raises BadInput for a lake that is not on a local or mounted filesystem."""
+    return lake.local_path("shards")
+
+
+def day_folder(root: Path, date: str) -> Path:
+    """Folder of a day's shard."""
+    return root / f"date={date}"
+
+
+@contextmanager
+def writer_lock(root: Path) -> Iterator[None]:
+    """One writer at a time, so that cleaning never meets files whose manifest is still to come. A kill releases it."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def write_ipc(table: pa.Table, folder: Path, prefix: str, *, compressed: bool) -> dict[str, Any]:
+    """Write ``<prefix>-<sha256, 12 hex>.arrow`` and return its name, bytes and sha256; equal tables give equal bytes.
+
+    ``compressed``: zstd buffers; otherwise plain ones, which a reader can map without a copy.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{prefix}-{uuid.uuid4().hex}.tmp"
+    options = pa.ipc.IpcWriteOptions(compression="zstd" if compressed else None)
+    batches = table.combine_chunks().to_batches(max_chunksize=USERS_PER_BATCH if compressed else None)
+    try:
+        with temporary.open("wb") as stream:
+            with pa.ipc.new_file(stream, table.schema, options=options) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            stream.flush()
+            os.fsync(stream.fileno())
+        sha256 = file_sha256(temporary)
+        size = temporary.stat().st_size
+        name = f"{prefix}-{sha256[:12]}.arrow"
+        os.replace(temporary, folder / name)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return {"path": name, "bytes": size, "sha256": sha256}
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Publish a manifest atomically."""
+    write_atomically(str(path), (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """A manifest, or None if there is none. Raises BadInput for one that is damaged."""
+    if not path.is_file():
+        return None
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise BadInput(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes; not a shard manifest")
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(f"{path}: damaged manifest ({error}); run `onerec shards` for this day again") from error
+    if not isinstance(manifest, dict):
+        raise BadInput(f"{path}: not a shard manifest; run `onerec shards` for this day again")
+    return manifest
+
+
+def manifests(root: Path) -> list[Path]:
+    """Every manifest of the store: days, masks and lifelong refreshes."""
+    return sorted([*root.glob(f"date=*/{MANIFEST}"), *root.glob("date=*/targets-*.json"), *root.glob(f"lifelong/*/{MANIFEST}")])
+
+
+def named_files(root: Path, manifest_path: Path) -> dict[Path, dict[str, Any]]:
+    """The files that a manifest names, each with its ``bytes`` and ``sha256``. Raises BadInput if a path leaves the store."""
+    manifest = read_manifest(manifest_path) or {}
+    found = {_inside(root, manifest_path.parent / entry["path"]): entry for entry in manifest.get("files", [])}
+    shared = [manifest[name] for name in ("items", "tokens") if name in manifest]
+    for entry in [*shared, *manifest.get("lifelong", {}).values()]:
+        found[_inside(root, root / entry["path"])] = entry
+    return found
+
+
+def verify_files(root: Path, manifest_path: Path) -> int:
+    """Check size and sha256 of every file that a manifest names; returns how many. Raises BadInput naming a damaged one."""
+    named = named_files(root, manifest_path)
+    for path, entry in named.items():
+        if not path.is_file():
+            raise BadInput(f"{path}: missing, though {manifest_path.name} names it; run `onerec shards` for this day again")
+        if path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
+            raise BadInput(
+                f"{path}: damaged (not the bytes of its manifest); remove it and run `onerec shards` for this day again"
+            )
+    return len(named)
+
+
+def is_whole(root: Path, entry: dict[str, Any] | None) -> bool:
+    """Whether a file of the store (path relative to the root) is there with its size."""
+    if entry is None:
+        return False
+    path = root / entry["path"]
+    return path.is_file() and path.stat().st_size == entry["bytes"]
+
+
+def clean(root: Path) -> int:
+    """Remove data and temporary files that no manifest names; returns how many. The caller holds the writers' lock."""
+    named = {path for manifest in manifests(root) for path in named_files(root, manifest)}
+    folders = [*root.glob("date=*"), *root.glob("lifelong/*"), root / "items"]
+    removed = 0
+    for folder in folders:
+        for path in [*folder.glob("*.arrow"), *folder.glob(".*.tmp")]:
+            if path not in named:
+                path.unlink()
+                removed += 1
+    return removed
+
+
+def _inside(root: Path, path: Path) -> Path:
+    if ".." in path.relative_to(root).parts:
+        raise BadInput(f"{path}: leaves the shard store {root}; the manifest is not ours")
+    return path
