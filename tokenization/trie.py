@@ -1,0 +1,228 @@
+"""Which token sequences are items: a trie in flat arrays, for beams.
+
+Codes are sorted and unique; nodes are numbered breadth first in that order, so the edge with number e leads to node
+e + 1 and no pointers are stored. The edges of node v are ``offsets[v] … offsets[v + 1]``, their tokens ascending; leaf
+number j (the j-th code) holds the items ``item_offsets[j] … item_offsets[j + 1]``. 10 million items take about 150 MB.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+
+from schemas.errors import BadInput
+from schemas.lake import write_atomically
+from tokenization.metrics import prefix_keys
+from tokenization.vectors import BadVectors
+
+Nodes = npt.NDArray[np.int64]
+ROOT = 0
+ILLEGAL = -1
+_MAX_HEADER_BYTES = 2**16
+_KINDS: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "U16": np.dtype("<u2")}
+_ARRAYS = {"sizes": "I64", "depth_starts": "I64", "offsets": "I64", "tokens": "U16", "item_offsets": "I64", "item_rows": "I64"}
+
+
+@dataclass(frozen=True)
+class TokenTrie:
+    """The trie's arrays. Build with ``build``; the arrays of a loaded trie are memory maps.
+
+    ``sizes`` (layers,): tokens of each layer. ``depth_starts`` (layers + 2,): first node of each depth, then the number of
+    nodes. ``offsets`` (inner nodes + 1,): first edge of each inner node. ``tokens`` (edges,) uint16. ``item_offsets``
+    (codes + 1,) and ``item_rows`` (items,): rows of the input, by code and then by rank.
+    """
+
+    sizes: Nodes
+    depth_starts: Nodes
+    offsets: Nodes
+    tokens: npt.NDArray[np.uint16]
+    item_offsets: Nodes
+    item_rows: Nodes
+
+    @classmethod
+    def build(cls, codes: Any, keys: Any = None, *, ranks: Any = None, sizes: Sequence[int] | None = None) -> "TokenTrie":
+        """Trie of codes (n, layers).
+
+        Items of one code are in the order of ``ranks``, then ``keys`` (item ids, say), then rows. ``sizes`` gives the
+        width of the masks; without it, one above the largest token. Raises BadVectors for codes outside ``sizes``.
+        """
+        array = np.asarray(codes)
+        if array.ndim != 2 or array.dtype.kind not in "iu" or array.shape[1] == 0:
+            raise BadVectors(f"codes: found shape {array.shape} of {array.dtype}; needs (n, layers) integers")
+        widths = np.asarray(sizes if sizes is not None else array.max(axis=0, initial=0).astype(np.int64) + 1, np.int64)
+        if len(widths) != array.shape[1] or (len(array) and ((array < 0) | (array >= widths)).any()) or widths.max() > 65536:
+            raise BadVectors(f"codes: tokens must lie below the sizes {widths.tolist()}, one for each of {array.shape[1]} layers")
+        depths = prefix_keys(array)
+        order_by = [np.arange(len(array)), depths[-1]]
+        if keys is not None:
+            order_by.insert(1, np.unique(np.asarray(keys), return_inverse=True)[1])
+        if ranks is not None:
+            order_by.insert(-1, np.asarray(ranks))
+        order = np.lexsort(order_by)
+        tokens, offsets, starts = [], [np.zeros(1, np.int64)], [0, 1]
+        parents = np.zeros(len(array), np.int64)  # number, within its depth, of the node above each sorted row
+        edges = 0
+        first = np.zeros(0, np.int64)
+        for layer, depth_keys in enumerate(depths):
+            sorted_keys = depth_keys[order]
+            first = np.flatnonzero(np.r_[len(order) > 0, sorted_keys[1:] != sorted_keys[:-1]][: len(order)])
+            tokens.append(array[order[first], layer].astype(np.uint16))
+            children = np.bincount(parents[first], minlength=starts[-1] - starts[-2])
+            offsets.append(edges + np.cumsum(children))
+            edges += len(first)
+            starts.append(starts[-1] + len(first))
+            parents = np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(order)]))
+        return cls(
+            sizes=widths,
+            depth_starts=np.array(starts, np.int64),
+            offsets=np.concatenate(offsets),
+            tokens=np.concatenate(tokens),
+            item_offsets=np.r_[first, len(order)].astype(np.int64),
+            item_rows=order.astype(np.int64),
+        )
+
+    @property
+    def layers(self) -> int:
+        """Tokens of a code."""
+        return len(self.sizes)
+
+    @property
+    def codes(self) -> int:
+        """Distinct codes."""
+        return len(self.item_offsets) - 1
+
+    def step(self, node_ids: Any, tokens: Any) -> Nodes:
+        """The nodes that tokens lead to, elementwise; −1 where that is illegal (so also from −1 and from a leaf)."""
+        nodes, wanted = np.broadcast_arrays(np.asarray(node_ids, np.int64), np.asarray(tokens, np.int64))
+        low, high = self._edges(nodes)
+        end = high
+        while (searching := low < high).any():
+            middle = (low + high) // 2
+            below = searching & (self.tokens[np.where(searching, middle, 0)] < wanted)
+            low = np.where(below, middle + 1, low)
+            high = np.where(searching & ~below, middle, high)
+        found = low < end
+        found &= self.tokens[np.where(found, low, 0)] == wanted if len(self.tokens) else False
+        return np.where(found, low + 1, ILLEGAL)
+
+    def walk(self, prefixes: Any) -> Nodes:
+        """Nodes (b,) of prefixes (b, depth); −1 for an illegal one. Depth 0 gives the root."""
+        array = np.asarray(prefixes)
+        if array.ndim != 2 or array.shape[1] > self.layers:
+            raise BadVectors(f"prefixes: found shape {array.shape}; needs (b, depth) with depth at most {self.layers}")
+        nodes = np.full(len(array), ROOT, np.int64)
+        for layer in range(array.shape[1]):
+            nodes = self.step(nodes, array[:, layer])
+        return nodes
+
+    def children(self, node_ids: Any) -> tuple[Nodes, npt.NDArray[np.uint16], Nodes]:
+        """All edges of nodes (b,): (row in ``node_ids``, token, child node), in the order of the rows and tokens."""
+        low, high = self._edges(np.asarray(node_ids, np.int64))
+        counts = high - low
+        rows = np.repeat(np.arange(len(counts)), counts)
+        edges = np.arange(len(rows)) + np.repeat(low - (np.cumsum(counts) - counts), counts)
+        return rows, self.tokens[edges], edges + 1
+
+    def node_mask(self, node_ids: Any, depth: int) -> npt.NDArray[np.bool_]:
+        """Legal next tokens (b, sizes[depth]) of nodes (b,) that lie at ``depth`` (or are −1: none legal)."""
+        mask = np.zeros((len(node_ids), int(self.sizes[depth])), bool)
+        rows, tokens, _ = self.children(node_ids)
+        mask[rows, tokens] = True
+        return mask
+
+    def legal_mask(self, prefixes: Any) -> npt.NDArray[np.bool_]:
+        """Legal next tokens (b, sizes[depth]) of prefixes (b, depth), depth below ``layers``; none after an illegal prefix."""
+        array = np.asarray(prefixes)
+        nodes = self.walk(array)
+        if array.shape[1] == self.layers:
+            raise BadVectors(f"prefixes: a code of {self.layers} tokens is whole; no token follows it")
+        return self.node_mask(nodes, array.shape[1])
+
+    def contains(self, codes: Any) -> npt.NDArray[np.bool_]:
+        """Whether each of codes (b, layers) belongs to an item."""
+        array = np.asarray(codes)
+        if array.ndim != 2 or array.shape[1] != self.layers:
+            raise BadVectors(f"codes: found shape {array.shape}; needs (b, {self.layers})")
+        return self.walk(array) != ILLEGAL
+
+    def items(self, code: Sequence[int]) -> Nodes:
+        """Rows of the items below a code or prefix, by code and rank; empty for an illegal one."""
+        node = int(self.walk(np.asarray(code, np.int64)[None])[0])
+        if node == ILLEGAL:
+            return np.zeros(0, np.int64)
+        low, high, depth = node, node, len(code)
+        while depth < self.layers:  # the leftmost and rightmost leaf below the node
+            if self.offsets[low] == self.offsets[high + 1]:
+                return np.zeros(0, np.int64)
+            low, high, depth = int(self.offsets[low]) + 1, int(self.offsets[high + 1]), depth + 1
+        leaf = int(self.depth_starts[self.layers])
+        return self.item_rows[int(self.item_offsets[low - leaf]) : int(self.item_offsets[high - leaf + 1])]
+
+    def save(self, path: Path) -> None:
+        """Write the arrays to a safetensors file, atomically."""
+        write_atomically(str(path), save({name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}))
+
+    @classmethod
+    def load(cls, path: Path) -> "TokenTrie":
+        """Memory-map a saved trie. Raises BadInput naming the file for a truncated, altered or foreign one."""
+        trie = cls(**_memory_map(path))
+        if not trie._is_sound():
+            raise BadInput(f"{path}: its arrays do not make a trie (altered or truncated); save it again")
+        return trie
+
+    def _edges(self, nodes: Nodes) -> tuple[Nodes, Nodes]:
+        inner = (nodes >= 0) & (nodes < len(self.offsets) - 1)
+        safe = np.where(inner, nodes, 0)
+        return np.where(inner, self.offsets[safe], 0), np.where(inner, self.offsets[safe + 1], 0)
+
+    def _is_sound(self) -> bool:
+        """Whether the arrays' lengths and ends fit together, so that no look-up leaves them."""
+        inner, edges, codes = len(self.offsets) - 1, len(self.tokens), len(self.item_offsets) - 1
+        starts = self.depth_starts
+        return bool(
+            len(self.sizes) > 0
+            and len(starts) == len(self.sizes) + 2
+            and starts[-2] == inner
+            and starts[-1] == edges + 1
+            and starts[-1] - starts[-2] == codes
+            and self.offsets[0] == 0
+            and self.offsets[-1] == edges
+            and self.item_offsets[-1] == len(self.item_rows)
+            and (np.diff(self.offsets) >= 0).all()
+            and (np.diff(self.item_offsets) >= 0).all()
+        )
+
+
+def _memory_map(path: Path) -> dict[str, Any]:
+    """The arrays of a safetensors file as memory maps."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; build the trie and save it there")
+    total = path.stat().st_size
+    foreign = BadInput(f"{path}: not a trie of ours (truncated, altered or foreign); save it again")
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= min(_MAX_HEADER_BYTES, total - 8):
+            raise foreign
+        try:
+            header = json.loads(stream.read(length))
+            entries = {name: header[name] for name in _ARRAYS}
+            arrays = {name: _map_one(path, entry, 8 + length, total, _ARRAYS[name]) for name, entry in entries.items()}
+        except (ValueError, KeyError, TypeError) as error:
+            raise foreign from error
+    return arrays
+
+
+def _map_one(path: Path, entry: dict[str, Any], base: int, total: int, kind: str) -> npt.NDArray[Any]:
+    (count,) = entry["shape"]
+    start, stop = entry["data_offsets"]
+    dtype = _KINDS[kind]
+    if entry["dtype"] != kind or not 0 <= start <= stop <= total - base or stop - start != count * dtype.itemsize:
+        raise ValueError("array outside the file")
+    if count == 0:
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r", offset=base + start, shape=(count,))
