@@ -104,7 +104,8 @@ def sample_figures(lake: Lake) -> dict[str, Any]:
         "from samples group by date order by date"
     ).to_arrow_table()
     hours = connection.execute(
-        "select date_part('hour', request_ts at time zone 'UTC')::int as hour, count(*) as samples from samples group by 1 order by 1"
+        "select date_part('hour', request_ts at time zone 'UTC')::int as hour, count(*) as samples "
+        "from samples group by 1 order by 1"
     ).to_arrow_table()
     ratios = connection.execute("select least(play_ratio, 3) as ratio from samples where play_ratio is not null")
     return {

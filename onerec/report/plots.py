@@ -55,7 +55,7 @@ def samples_plot(figures: Mapping[str, Any]) -> str:
         ratio.axvline(1, color=COLOURS[1], linewidth=1)
         ratio.set(title="Play time ÷ duration (cut at 3)", xlabel="1 = watched through; beyond = replays")
         days = figures["days"]
-        names = [name for name in ("positive", "click", "long_view", "like", "follow", "comment", "forward", "dislike")]
+        names = ["positive", "click", "long_view", "like", "follow", "comment", "forward", "dislike"]
         means = [float(np.mean([day[name] for day in days])) for name in names]
         rates.barh(names[::-1], means[::-1], color=COLOURS[2])
         rates.set(title="Label rates", xlim=(0, max(means) * 1.25))
