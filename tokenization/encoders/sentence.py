@@ -1,7 +1,8 @@
 """Text by a sentence-transformers model whose weights are on this machine."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,19 +30,20 @@ class SentenceEncoder:
         self._batch_size = batch_size
         folder = _folder(source)
         try:
-            self._model = SentenceTransformer(
-                str(folder or source),
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs={"use_safetensors": True},
-            )
+            with _without_progress_bars():
+                self._model = SentenceTransformer(
+                    str(folder or source),
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    model_kwargs={"use_safetensors": True},
+                )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise BadInput(
                 f"encoder {self.name!r}: no usable weights (safetensors) in {folder or 'the local Hugging Face cache'}; "
                 f"name {PACKAGED}, a model folder, or a model fetched before with `hf download {source}`"
             ) from error
         self._model.eval()
-        self.dim = int(self._model.get_sentence_embedding_dimension() or 0)
+        self.dim = int(self._model.get_embedding_dimension() or 0)
 
     def encode(self, inputs: Sequence[str]) -> np.ndarray:
         """float32 (N, D), unit length."""
@@ -49,6 +51,19 @@ class SentenceEncoder:
             return np.zeros((0, self.dim), np.float32)
         rows = self._model.encode(list(inputs), batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False)
         return unit_rows(rows)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _folder(source: str) -> Path | None:

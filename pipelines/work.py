@@ -1,0 +1,112 @@
+"""The folder of one run: Parquet parts that the driver hands to workers, and those that they hand back.
+
+Pipeline elements are addresses of parts, never vectors or pictures: the runner keeps what lies between two stages in memory.
+A worker writes a part whole under a name of its own and the driver reads all of them when the pipeline is done; a bundle that
+was tried twice leaves its rows twice, so the driver takes each key once. Nothing of it is part of a table before the driver's
+one commit, so a run killed at any point leaves the tables as they were.
+"""
+
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from schemas.lake import Lake, filesystem_of
+
+PART_ROWS = 2048
+
+
+class WorkFolder:
+    """Parts by stage (a name), below one URI that driver and workers both reach."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def write_parts(self, stage: str, batches: pa.RecordBatchReader | pa.Table, rows: int = PART_ROWS) -> list[str]:
+        """Write rows as parts of at most ``rows`` rows; returns their URIs in order."""
+        reader = batches.to_reader() if isinstance(batches, pa.Table) else batches
+        return [self.write_part(stage, part.replace_schema_metadata(None)) for part in _regrouped(reader, rows) if part.num_rows]
+
+    def write_part(self, stage: str, part: pa.Table) -> str:
+        """Write one part under a name of its own; returns its URI."""
+        filesystem, folder = filesystem_of(f"{self.uri}/{stage}")
+        filesystem.create_dir(folder, recursive=True)
+        name = f"{uuid.uuid4().hex}.parquet"
+        pq.write_table(part, f"{folder}/{name}", filesystem=filesystem, compression="zstd")
+        return f"{self.uri}/{stage}/{name}"
+
+    def parts(self, stage: str, schema: pa.Schema) -> pads.Dataset:
+        """All parts of a stage as one dataset; an empty one if none was written."""
+        filesystem, folder = filesystem_of(f"{self.uri}/{stage}")
+        if filesystem.get_file_info(folder).type is not pafs.FileType.Directory:
+            return pads.dataset(schema.empty_table())
+        return pads.dataset(folder, schema=schema, filesystem=filesystem, format="parquet")
+
+
+@contextmanager
+def work_folder(lake: Lake, step: str) -> Iterator[WorkFolder]:
+    """A fresh folder ``work/<step>-…`` in the lake, removed at the end whatever happened."""
+    work = WorkFolder(lake.uri("work", f"{step}-{uuid.uuid4().hex[:12]}"))
+    filesystem, path = filesystem_of(work.uri)
+    filesystem.create_dir(path, recursive=True)
+    try:
+        yield work
+    finally:
+        filesystem.delete_dir(path)
+
+
+def as_declared(batches: pa.RecordBatchReader, schema: pa.Schema) -> pa.RecordBatchReader:
+    """A stream in the declared types and column order of a table."""
+    names = schema.names
+    cast = (part for batch in batches for part in pa.Table.from_batches([batch]).select(names).cast(schema).to_batches())
+    return pa.RecordBatchReader.from_batches(schema, cast)
+
+
+def read_part(uri: str) -> pa.Table:
+    """The rows of one part."""
+    filesystem, path = filesystem_of(uri)
+    return pq.read_table(path, filesystem=filesystem)
+
+
+@contextmanager
+def query_engine() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB connection for the driver's joins; it spills to disk where they outgrow memory."""
+    connection = duckdb.connect(":memory:")
+    try:
+        execute(connection, "SET TimeZone = 'UTC'")
+        yield connection
+    finally:
+        connection.close()
+
+
+def execute(connection: duckdb.DuckDBPyConnection, statement: str) -> list[tuple[Any, ...]]:
+    """Run a statement to its end and return its rows."""
+    rows: list[tuple[Any, ...]] = connection.execute(statement).fetchall()
+    return rows
+
+
+def count(connection: duckdb.DuckDBPyConnection, query: str) -> int:
+    """The one number that a query gives."""
+    return int(execute(connection, query)[0][0] or 0)
+
+
+def _regrouped(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        while batch.num_rows:
+            taken = batch.slice(0, rows - count)
+            held.append(taken)
+            count += taken.num_rows
+            batch = batch.slice(taken.num_rows)
+            if count == rows:
+                yield pa.Table.from_batches(held)
+                held, count = [], 0
+    if held:
+        yield pa.Table.from_batches(held)
