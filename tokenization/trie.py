@@ -128,20 +128,24 @@ class TokenTrie:
         edges = np.arange(len(rows)) + np.repeat(low - (np.cumsum(counts) - counts), counts)
         return rows, self.tokens[edges], edges + 1
 
-    def node_mask(self, node_ids: Any, depth: int) -> npt.NDArray[np.bool_]:
-        """Legal next tokens (b, sizes[depth]) of nodes (b,) that lie at ``depth`` (or are −1: none legal)."""
-        mask = np.zeros((len(node_ids), int(self.sizes[depth])), bool)
-        rows, tokens, _ = self.children(node_ids)
+    def legal_mask(self, at: Any, size: int | None = None) -> npt.NDArray[np.bool_]:
+        """Legal next tokens (b, size) after prefixes (b, depth), or from the nodes (b,) of one depth.
+
+        Nothing is legal after an illegal prefix or from −1. ``size`` is the layer's unless told; tokens are below it.
+        Raises BadVectors for whole codes, nodes of several depths, or a size that some token exceeds.
+        """
+        array = np.asarray(at)
+        nodes = self.walk(array) if array.ndim == 2 else array.astype(np.int64)
+        depth = array.shape[1] if array.ndim == 2 else self._depth(nodes)
+        if depth == self.layers:
+            raise BadVectors(f"prefixes: a code of {self.layers} tokens is whole; no token follows it")
+        width = int(self.sizes[depth]) if size is None else size
+        rows, tokens, _ = self.children(nodes)
+        if len(tokens) and int(tokens.max()) >= width:
+            raise BadVectors(f"size {width}: layer {depth + 1} has the legal token {int(tokens.max())}")
+        mask = np.zeros((len(nodes), width), bool)
         mask[rows, tokens] = True
         return mask
-
-    def legal_mask(self, prefixes: Any) -> npt.NDArray[np.bool_]:
-        """Legal next tokens (b, sizes[depth]) of prefixes (b, depth), depth below ``layers``; none after an illegal prefix."""
-        array = np.asarray(prefixes)
-        nodes = self.walk(array)
-        if array.shape[1] == self.layers:
-            raise BadVectors(f"prefixes: a code of {self.layers} tokens is whole; no token follows it")
-        return self.node_mask(nodes, array.shape[1])
 
     def contains(self, codes: Any) -> npt.NDArray[np.bool_]:
         """Whether each of codes (b, layers) belongs to an item."""
@@ -179,6 +183,13 @@ class TokenTrie:
         inner = (nodes >= 0) & (nodes < len(self.offsets) - 1)
         safe = np.where(inner, nodes, 0)
         return np.where(inner, self.offsets[safe], 0), np.where(inner, self.offsets[safe + 1], 0)
+
+    def _depth(self, nodes: Nodes) -> int:
+        """The one depth of nodes; that of −1 is any."""
+        depths = np.unique(np.searchsorted(self.depth_starts, nodes[nodes != ILLEGAL], side="right")) - 1
+        if len(depths) > 1:
+            raise BadVectors(f"nodes: lie at depths {depths.tolist()}; a mask has one width, so ask for one depth at a time")
+        return int(depths[0]) if len(depths) else 0
 
     def _is_sound(self) -> bool:
         """Whether the arrays' lengths and ends fit together, so that no look-up leaves them."""
