@@ -139,20 +139,21 @@ def costs(rows: Iterable[dict[str, Any]], *, cores: int, target_rows: int, core_
     measured: dict[str, dict[str, tuple[float, int]]] = {}
     for row in rows:
         if row["status"] == "succeeded" and row["date"] is not None:
-            seconds, read = measured.setdefault(row["step"], {}).get(row["run_id"], (0.0, 0))
-            measured[row["step"]][row["run_id"]] = (row["seconds"], max(read, row["rows_in"] or 0))
+            by_run = measured.setdefault(row["step"], {})
+            _, read = by_run.get(row["run_id"], (0.0, 0))
+            by_run[row["run_id"]] = (row["seconds"], max(read, row["rows_in"] or 0))
     table = []
     for step, by_run in measured.items():
         seconds = median(value[0] for value in by_run.values())
-        read = median(value[1] for value in by_run.values())
+        rows_read = median(value[1] for value in by_run.values())
         core_hours = seconds * cores / 3600
-        scaled = core_hours * target_rows / read if read else None
+        scaled = core_hours * target_rows / rows_read if rows_read else None
         table.append(
             {
                 "step": step,
                 "runs": len(by_run),
                 "seconds": round(seconds, 3),
-                "rows": int(read),
+                "rows": int(rows_read),
                 "core_hours": core_hours,
                 "core_hours_at_target": scaled,
                 "price_at_target": None if scaled is None else scaled * core_hour_price,

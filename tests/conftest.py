@@ -35,6 +35,24 @@ def make_lake(tmp_path: Path) -> Callable[..., Lake]:
 
 
 @pytest.fixture(scope="session")
+def simulated_lake(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> Lake:  # noqa: ARG001 - shares the session
+    """A lake of two simulated days with samples and pathways, made once by the commands themselves; read-only."""
+    from onerec.command_line import run
+    from schemas.lake import open_lake
+
+    folder = tmp_path_factory.mktemp("simulated")
+    landing, lake = str(folder / "landing"), str(folder / "lake")
+    days = ("2026-01-01", "2026-01-02")
+    world = ["--users", "60", "--items", "120", "--days", "2", "--start", days[0], "--seed", "3"]
+    assert run(["simulate", "--out", landing, *world, "--json"]) == 0
+    for day in days:
+        assert run(["ingest", "--lake", lake, "--landing", landing, "--date", day, "--json"]) == 0
+        assert run(["samples", "--lake", lake, "--date", day, "--json"]) == 0
+        assert run(["pathways", "--lake", lake, "--date", day, "--json"]) == 0
+    return open_lake(lake)
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """Path of a folder of real data; skips by name where it is absent."""
 

@@ -47,7 +47,7 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
     from onerec.report.figures import summary_figures
 
     table = Table(title=f"The factory in {summary['seconds']:.0f} s", title_justify="left", show_header=False)
-    for name, value in summary_figures(out / "lake", summary["steps"]):
+    for name, value in summary_figures(out / "lake"):
         table.add_row(name, value)
     console = Console()
     console.print(table)
