@@ -35,7 +35,7 @@ def make_lake(tmp_path: Path) -> Callable[..., Lake]:
 
 
 @pytest.fixture(scope="session")
-def simulated_lake(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> Lake:  # noqa: ARG001 - shares the session
+def simulated_lake(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> Lake:
     """A lake of two simulated days with samples and pathways, made once by the commands themselves; read-only."""
     from onerec.command_line import run
     from schemas.lake import open_lake
