@@ -150,6 +150,8 @@ class TrainSection(Section):
     warmup_steps: int = 20
     weight_decay: float = 0.01
     max_targets_per_request: Positive = 5
+    checkpoint_every: Positive = 200
+    log_every: Positive = 10
     seed: int = 0
 
 
@@ -157,6 +159,10 @@ class EvaluateSection(Section):
     beam: Positive = 32
     top_k: tuple[Positive, ...] = (5, 10)
     max_requests: Positive = 2000
+    batch_requests: Positive = 64
+    free_samples: Positive = 8
+    examples: Positive = 8
+    seed: int = 0
     max_loss: float | None = None
     max_loss_increase: float | None = 0.5
 
