@@ -1,0 +1,76 @@
+"""Quality gates of a day's samples: figures that must lie in their ranges before anything is published."""
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.config import GatesSection
+from schemas.errors import BadInput, GateFailed
+from schemas.lake import Lake
+from schemas.tables import DAILY_SAMPLES, FEEDBACK
+
+LABELS = (*FEEDBACK, "positive")
+COLUMNS = tuple(name for name in DAILY_SAMPLES.schema.names if name != "watch_quantile_day")
+"""Columns whose nulls are counted; the day's quantile is null exactly where the length is."""
+
+
+@dataclass(frozen=True)
+class DayFigures:
+    """Figures of a day's samples: ``rows``, nulls by column, true labels by name, and the mean rows of the trailing days
+    (None without any)."""
+
+    rows: int
+    nulls: Mapping[str, int]
+    labels: Mapping[str, int]
+    trailing_rows: float | None
+
+
+def check_gate_names(gates: GatesSection) -> None:
+    """Raise BadInput for a gate on a column or label that samples do not have."""
+    for setting, names, known in (
+        ("max_null_share", gates.max_null_share, COLUMNS),
+        ("label_rate", gates.label_rate, LABELS),
+    ):
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise BadInput(f"samples.gates.{setting}: {', '.join(unknown)} unknown; choose among {', '.join(known)}")
+
+
+def trailing_rows(lake: Lake, date: dt.date, days: int, version: int) -> float | None:
+    """Mean number of samples of the published days among the ``days`` before ``date``, from the table's log."""
+    actions = pa.table(lake.open_table(DAILY_SAMPLES, version).get_add_actions(flatten=True))
+    if not len(actions):
+        return None
+    day = actions["partition.date"]
+    trailing = actions.filter(
+        pc.and_(pc.greater_equal(day, pa.scalar(date - dt.timedelta(days=days))), pc.less(day, pa.scalar(date)))
+    )
+    published = len(pc.unique(trailing["partition.date"]))
+    return pc.sum(trailing["num_records"]).as_py() / published if published else None
+
+
+def check_gates(figures: DayFigures, gates: GatesSection, date: dt.date) -> None:
+    """Raise GateFailed naming every figure that left its range. Shares and rates are not judged on a day without rows."""
+    failures = []
+
+    def judge(name: str, value: float, low: float, high: float) -> None:
+        if not low <= value <= high:
+            failures.append(f"{name} is {value:.6g}, outside {low:g} … {high:g}")
+
+    if figures.rows < gates.min_rows:
+        failures.append(f"rows is {figures.rows}, below min_rows {gates.min_rows}")
+    if figures.trailing_rows:
+        judge("volume_ratio", figures.rows / figures.trailing_rows, *gates.volume_ratio)
+    if figures.rows:
+        for column, limit in gates.max_null_share.items():
+            judge(f"null share of {column}", figures.nulls[column] / figures.rows, 0.0, limit)
+        for label, (low, high) in gates.label_rate.items():
+            judge(f"label rate of {label}", figures.labels[label] / figures.rows, low, high)
+    if failures:
+        raise GateFailed(
+            f"daily_samples {date}: {'; '.join(failures)}; nothing published: mend the landing and ingest it again, "
+            "or widen samples.gates if the day is right"
+        )

@@ -1,0 +1,137 @@
+"""What a day's samples and pathways start from: which landings count, yesterday's state, events with their items.
+
+Landings are named, not counted: ``user_state`` of day d lists the landings L of which it has taken in every event with
+date ≤ d (``landings_seen``). Day D adds (date = D, in ``daily_samples``) and (date < D, in a landing it sees for the first
+time), so that each event is taken in once, whatever order landings come in and whatever was rebuilt.
+"""
+
+import datetime as dt
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from feature_jobs.bucket_files import BucketFiles, bucket_files
+from feature_jobs.samples_labels import EVENT_COLUMNS
+from schemas.errors import BadInput
+from schemas.lake import Lake
+from schemas.tables import DAILY_SAMPLES, EVENTS, USER_STATE, Table
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+SAMPLES_METADATA = "onerec.daily_samples"
+"""Key in the ``userMetadata`` of a commit of ``daily_samples``: the date and the landings it was made from."""
+
+
+@dataclass(frozen=True)
+class PreviousState:
+    """``user_state`` at the end of the day before: its files by bucket (none on the lake's first day), landings seen."""
+
+    files: BucketFiles
+    seen: frozenset[dt.date]
+
+
+def partition_dates(lake: Lake, table: Table, column: str = "date", version: int | None = None) -> set[dt.date]:
+    """The dates that a table has live files for, from its log."""
+    actions = pa.table(lake.open_table(table, version).get_add_actions(flatten=True))
+    name = f"partition.{column}"
+    return set(actions[name].to_pylist()) if name in actions.column_names else set()
+
+
+def event_partitions(lake: Lake, version: int) -> set[tuple[dt.date, dt.date]]:
+    """The (date, landing_date) pairs that ``events`` has files for, from its log."""
+    actions = pa.table(lake.open_table(EVENTS, version).get_add_actions(flatten=True))
+    if not len(actions):
+        return set()
+    return set(zip(actions["partition.date"].to_pylist(), actions["partition.landing_date"].to_pylist(), strict=True))
+
+
+def previous_state(lake: Lake, date: dt.date, version: int) -> PreviousState:
+    """Yesterday's state, empty on the lake's first day.
+
+    Raises BadInput, with the command to run, if earlier days have samples or state but yesterday has no state.
+    """
+    yesterday = date - dt.timedelta(days=1)
+    files = bucket_files(lake, USER_STATE, version, pads.field("date") == yesterday)
+    if files.buckets:
+        column = pa.schema([USER_STATE.schema.field("landings_seen")])
+        seen = next(rows["landings_seen"][0].as_py() for bucket in files.buckets if len(rows := files.read(bucket, column)))
+        return PreviousState(files, frozenset(seen))
+    states = {day for day in partition_dates(lake, USER_STATE, version=version) if day < date}
+    samples = {day for day in partition_dates(lake, DAILY_SAMPLES) if day < date}
+    if states or samples:
+        first = max(states) + dt.timedelta(days=1) if states else min(samples)
+        raise BadInput(
+            f"{lake.table_uri(USER_STATE)}: no state of {yesterday}, which {date} starts from, though earlier days exist; "
+            f"run `onerec samples` and `onerec pathways` for --date {first}" + (f" to {yesterday}" if first < yesterday else "")
+        )
+    return PreviousState(files, frozenset())
+
+
+def sample_landings(date: dt.date, present: Iterable[dt.date], seen: Iterable[dt.date], *, every: bool) -> list[dt.date]:
+    """Landings whose events of ``date`` become its samples: those up to the date, those that yesterday's state has seen
+    already (it was backfilled), or, for a backfill, ``every`` one present."""
+    known = set(seen)
+    return sorted({landing for landing in present if every or landing <= date or landing in known})
+
+
+def published_landings(lake: Lake, date: dt.date, version: int) -> list[dt.date] | None:
+    """The landings that the published samples of a date were made from; None if there are no samples of it.
+
+    Read from the newest commit for the date. Rows written by another program carry no such note and raise BadInput.
+    """
+    for commit in lake.open_table(DAILY_SAMPLES, version).history():
+        note = commit.get("userMetadata")
+        made = json.loads(note).get(SAMPLES_METADATA) if isinstance(note, str) and SAMPLES_METADATA in note else None
+        if made and made["date"] == date.isoformat():
+            return [dt.date.fromisoformat(text) for text in made["landings"]]
+    if date in partition_dates(lake, DAILY_SAMPLES, version=version):
+        raise BadInput(
+            f"{lake.table_uri(DAILY_SAMPLES)}: no note of which landings date={date} was made from (not written by `onerec "
+            f"samples`, or its commit is gone); run `onerec backfill --from {date} --to {date}`"
+        )
+    return None
+
+
+def samples_note(date: dt.date, landings: list[dt.date]) -> str:
+    """The note that ``published_landings`` reads."""
+    return json.dumps({SAMPLES_METADATA: {"date": date.isoformat(), "landings": [landing.isoformat() for landing in landings]}})
+
+
+def read_table(spark: "SparkSession", lake: Lake, table: Table, version: int) -> "DataFrame":
+    """A table at a pinned version."""
+    return spark.read.format("delta").option("versionAsOf", version).load(lake.table_uri(table))
+
+
+def events_to_label(events: "DataFrame", items: "DataFrame") -> "DataFrame":
+    """Events (columns of EVENTS) with ``sample_id`` and the attributes of the item version that held before the request
+    (the latest ``valid_from`` < ``request_ts``, deleted or not; nulls and ``item_version_missing`` if none did).
+
+    An item's versions travel as one array, so the join is on the item alone: small catalogues are broadcast, large ones
+    shuffled, with a popular item split by Spark's adaptive skew join.
+    """
+    from pyspark.sql import functions as F
+
+    fields = ["valid_from", "author_id", "category", "tags", "duration_ms"]
+    versions = items.groupBy("item_id").agg(F.array_sort(F.collect_list(F.struct(*fields))).alias("versions"))
+    joined = events.drop("ingested_at").join(versions, "item_id", "left")
+    before = F.expr("filter(versions, version -> version.valid_from < request_ts)")
+    version: Any = F.try_element_at(before, F.lit(-1))
+    return (
+        joined.withColumn("version", version)
+        .withColumns(
+            {
+                "sample_id": F.xxhash64("user_id", "impression_id"),
+                "author_id": F.col("version.author_id"),
+                "category": F.col("version.category"),
+                "tags": F.col("version.tags"),
+                "item_duration_ms": F.col("version.duration_ms"),
+                "item_version_missing": F.col("version").isNull(),
+            }
+        )
+        .select(*EVENT_COLUMNS.names)
+    )
