@@ -54,7 +54,7 @@ def simulate(
     if dry_run:
         dates = [date.isoformat() for date in parameters.dates]
         folders = {f"{target}/{name}": dates for name in ("events", "items", "users", "truth/users")}
-        whole = {f"{target}/{name}": [] for name in ("truth", *(["media"] if media else []))}
+        whole: dict[str, list[str]] = {f"{target}/{name}": [] for name in (["truth", "media"] if media else ["truth"])}
         print_dry_run("simulate", folders | whole, as_json=as_json)
         return
     from feature_jobs.session import spark_session

@@ -69,11 +69,12 @@ def arrive(parameters: Parameters, impressions: Impressions, day: int) -> tuple[
     lag = np.where(is_late, np.where(detail < 0.75, 1, 2), 0)
     double_lag = np.where(detail < 0.6, 0, np.where(detail < 0.9, 1, 2))
 
-    arrivals, counts = [], []
+    arrivals: list[Arrival] = []
+    counts: list[tuple[int, str, int]] = []
     for later in range(MAX_LATE_DAYS + 1):
         first, again = lag == later, is_double & (double_lag == later)
         if day + later >= parameters.days:
-            counts.append((day, "not_arrived", np.count_nonzero(first) + np.count_nonzero(again)))
+            counts.append((day, "not_arrived", int(np.count_nonzero(first) + np.count_nonzero(again))))
             continue
         row = np.concatenate([np.flatnonzero(first), np.flatnonzero(again)])
         row = row[np.lexsort((row, impressions.user[row], impressions.shown_ms[row]))]
@@ -81,12 +82,12 @@ def arrive(parameters: Parameters, impressions: Impressions, day: int) -> tuple[
         doubled = "duplicate_same_landing" if later == 0 else "duplicate_later_landing"
         counts += [
             (day + later, "rows", len(row)),
-            (day + later, "impressions", np.count_nonzero(first & ~is_broken)),
-            (day + later, "late", np.count_nonzero(first & is_late)),
-            (day + later, doubled, np.count_nonzero(again)),
+            (day + later, "impressions", int(np.count_nonzero(first & ~is_broken))),
+            (day + later, "late", int(np.count_nonzero(first & is_late))),
+            (day + later, doubled, int(np.count_nonzero(again))),
         ]
         counts += [(day + later, f"broken_{kinds[kind]}", rows) for kind, rows in _tally(broken_kind[row]).items()]
-    return arrivals, [Count(parameters.date(when), kind, int(rows)) for when, kind, rows in counts if rows]
+    return arrivals, [Count(parameters.date(when), kind, rows) for when, kind, rows in counts if rows]
 
 
 def _tally(broken: NDArray[np.int64]) -> dict[int, int]:

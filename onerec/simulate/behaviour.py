@@ -17,12 +17,12 @@ from onerec.simulate.watching import affinity, watch
 SLOTS = 7
 """Most impressions a request returns."""
 _CANDIDATES = 11
-_REMEMBERED = 16
+_REMEMBERED = 10
 _SIZES = (3, 4, 5, 6, 7)
 _SIZE_WEIGHTS = (0.1, 0.2, 0.4, 0.2, 0.1)
 _SESSION_SHARE = 0.22
 """Chance that a request begins a new session."""
-_MORE_OF_AUTHOR, _MORE_OF_MOOD, _BY_TASTE, _POPULAR = 0.12, 0.42, 0.76, 0.93
+_MORE_OF_AUTHOR, _MORE_OF_MOOD, _BY_TASTE, _POPULAR = 0.12, 0.60, 0.84, 0.95
 """Upper bounds of the shares of choices: the author just enjoyed, the session's sub-topic, taste, fame; else anything."""
 SCENES = ("feed", "discover", "following")
 _SCENE_WEIGHTS = (0.75, 0.17, 0.08)

@@ -35,7 +35,11 @@ def run(spark: "SparkSession", parameters: Parameters, out: str, *, partitions: 
     parameters.check()
     target = check_target(out)
     staging = target.with_name(target.name + ".staging")
-    _clear_staging(staging)
+    previous = target.with_name(target.name + ".previous")
+    _clear(previous)
+    _clear(staging)
+    staging.mkdir(parents=True)
+    (staging / _MARKER).write_text("a simulation is being written here\n")
     counts = _run_tasks(spark, parameters, staging, partitions)
     table = pa.Table.from_pylist([vars(count) for count in counts], schema=_COUNTS)
     (staging / "truth").mkdir(exist_ok=True)
@@ -43,7 +47,7 @@ def run(spark: "SparkSession", parameters: Parameters, out: str, *, partitions: 
     about = {"source": SOURCE, "day_timezone": "UTC", "parameters": parameters.to_json()}
     write_whole(staging / "landing.json", (json.dumps(about, indent=2) + "\n").encode())
     (staging / _MARKER).unlink()
-    _publish(staging, target)
+    _publish(staging, target, previous)
     return _report(parameters, counts, target, time.monotonic() - begin)
 
 
@@ -70,23 +74,21 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(about, dict) and about.get("source") == SOURCE
 
 
-def _clear_staging(staging: Path) -> None:
-    """An empty staging folder; what a killed run left in it is thrown away."""
-    if staging.exists():
-        if not (staging / _MARKER).is_file() and not _is_ours(staging):
-            raise BadInput(f"{staging}: is in the way of the unfinished files, and no simulation wrote it; move it away")
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True)
-    (staging / _MARKER).write_text("a simulation is being written here\n")
+def _clear(folder: Path) -> None:
+    """Throw away what a killed run left beside the target. Raises BadInput if no simulation wrote it."""
+    if not folder.exists():
+        return
+    if not folder.is_dir() or not ((folder / _MARKER).is_file() or _is_ours(folder)):
+        raise BadInput(f"{folder}: is in the way of the simulation's unfinished files, and no simulation wrote it; move it away")
+    shutil.rmtree(folder)
 
 
-def _publish(staging: Path, target: Path) -> None:
-    previous = target.with_name(target.name + ".previous")
-    shutil.rmtree(previous, ignore_errors=True)
+def _publish(staging: Path, target: Path, previous: Path) -> None:
     if target.exists():
         target.rename(previous)
     staging.rename(target)
-    shutil.rmtree(previous, ignore_errors=True)
+    if previous.exists():
+        shutil.rmtree(previous)
 
 
 def _run_tasks(spark: "SparkSession", parameters: Parameters, root: Path, partitions: int | None) -> list[Count]:

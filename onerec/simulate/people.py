@@ -80,7 +80,7 @@ class People:
 
     def requests(self) -> Ints:
         """Requests that a user wants to make this day, 0…150; 0 for who is absent, [n]."""
-        usual = 1.38 * self._parameters.events_per_day / IMPRESSIONS_PER_REQUEST * self.activity()
+        usual = 1.44 * self._parameters.events_per_day / IMPRESSIONS_PER_REQUEST * self.activity()
         wanted = usual * np.exp(0.4 * self._draws.normal("day mood", self.users, self.day) - 0.08)
         count = np.floor(wanted + self._draws.uniform("requests", self.users, self.day)).astype(np.int64)
         return np.where(self.present(), np.minimum(count, MAX_REQUESTS), 0)

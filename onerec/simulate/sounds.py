@@ -29,10 +29,10 @@ def render_sound(subtopic: int, chances: list[float]) -> bytes:
         # odd topics break their chord, one note a beat
         sounding = steps % len(chord) == voice if topic % 2 else np.ones_like(steps, dtype=bool)
         tone += sounding * _voice(time, _ROOTS[topic] + interval + 12 * (kind % 2) + 0.3 * (chances[1] - 0.5), topic)
-    noise = np.sin(
-        np.cumsum(np.arange(len(time)) * (1.1 + 0.01 * chances[2]))
-    )  # a chirp that folds over: noise, the same everywhere
-    sound = envelope * tone + (0.02 + 0.05 * chances[3] + 0.1 * (topic % 4 == 3)) * noise * envelope
+    # a chirp so fast that it folds over is noise, and the same everywhere
+    chirp = np.cumsum(np.arange(len(time)) * (1.1 + 0.01 * chances[2]))
+    noise = (0.02 + 0.05 * chances[3] + 0.1 * (topic % 4 == 3)) * np.sin(chirp)
+    sound = envelope * (tone + noise)
     samples = np.round(sound / max(1e-9, float(np.abs(sound).max())) * 0.8 * 32767).astype("<i2")
     file = io.BytesIO()
     with wave.open(file, "wb") as out:

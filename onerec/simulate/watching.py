@@ -38,7 +38,7 @@ def affinity(share: Floats, quality: Floats, in_mood: NDArray[np.bool_], noise: 
     ``share`` is the user's taste for the item's sub-topic, ``in_mood`` whether the session is about it.
     """
     liking = np.clip(np.log(share * SUBTOPICS), -3.0, 3.0)
-    return 0.45 * liking + 0.35 * quality + 0.5 * in_mood + 0.45 * noise - 0.75
+    return 0.45 * liking + 0.35 * quality + 0.5 * in_mood + 0.45 * noise - 0.95
 
 
 def watch(draws: Draws, liking: Floats, duration_ms: Ints, user: Ints, day: int, request: int, slot: Ints) -> Watch:
