@@ -7,11 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenization.trie import TokenTrie
+from tokenization.trie import ROOT, TokenTrie
 from trainer.batches import RequestBatch
 from trainer.model.onerec import OneRec
-
-ROOT = 0
 
 
 @torch.no_grad()
@@ -37,7 +35,7 @@ def beam_search_from_memory(
     nodes_BW = np.full((requests, 1), ROOT, dtype=np.int64)
     for layer, size in enumerate(model.config.codebook_sizes):
         logits_RK = model.decode(memory_BSD, mask_BS, codes_BWL.clamp(min=0).flatten(0, 1))[layer]
-        legal_RK = torch.from_numpy(_legal(trie, nodes_BW.ravel(), size)).to(device)
+        legal_RK = torch.from_numpy(trie.legal_mask(nodes_BW.ravel(), size)).to(device)
         step_RK = torch.log_softmax(logits_RK.float(), dim=-1).masked_fill(~legal_RK, -torch.inf)
         total_BX = (scores_BW.unsqueeze(-1) + step_RK.view(requests, -1, size)).flatten(1)
         # A stable sort keeps equal scores in the order of beams and tokens, so that a run can be repeated anywhere.
@@ -48,8 +46,7 @@ def beam_search_from_memory(
         codes_BWL = torch.cat(
             [codes_BWL.gather(1, parent_BW.unsqueeze(-1).expand(-1, -1, layer)), token_BW.unsqueeze(-1)], dim=2
         ).masked_fill(dead_BW.unsqueeze(-1), -1)
-        parents = np.take_along_axis(nodes_BW, parent_BW.cpu().numpy(), axis=1)
-        nodes_BW = _step(trie, parents, token_BW.cpu().numpy(), dead_BW.cpu().numpy())
+        nodes_BW = trie.step(np.take_along_axis(nodes_BW, parent_BW.cpu().numpy(), axis=1), token_BW.cpu().numpy())
     missing = beam - codes_BWL.shape[1]
     if missing > 0:
         codes_BWL = torch.nn.functional.pad(codes_BWL, (0, 0, 0, missing), value=-1)
@@ -85,20 +82,3 @@ def sample_from_memory(
         codes_RL = torch.cat([codes_RL, token_R1], dim=1)
     shape = (len(memory_BSD), group_size, -1)
     return codes_RL.view(shape), torch.cat(taken, dim=1).view(shape)
-
-
-def _legal(trie: TokenTrie, nodes: np.ndarray, size: int) -> np.ndarray:
-    """bool (nodes, size); a node of −1 (a dead beam) has no legal token."""
-    alive = nodes >= 0
-    legal = np.zeros((len(nodes), size), dtype=bool)
-    if alive.any():
-        legal[alive] = trie.legal_mask(nodes[alive], size)
-    return legal
-
-
-def _step(trie: TokenTrie, nodes_BW: np.ndarray, tokens_BW: np.ndarray, dead_BW: np.ndarray) -> np.ndarray:
-    """The nodes after a token; −1 for dead beams."""
-    after_BW = np.full(nodes_BW.shape, -1, dtype=np.int64)
-    alive = ~dead_BW
-    after_BW[alive] = trie.step(nodes_BW[alive], tokens_BW[alive])
-    return after_BW

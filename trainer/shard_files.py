@@ -7,7 +7,7 @@ one line that names the file.
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -186,6 +186,18 @@ def open_day(shards_root: Path, date: dt.date, targets: Literal["all", "rsft"]) 
         tokens=_placed(manifest.tokens, shards_root, shards_root),
         lifelong={int(bucket): _placed(entry, shards_root, shards_root) for bucket, entry in manifest.lifelong.items()},
     )
+
+
+def one_codebook(days: Sequence[DayShards], wanted: str | None, root: Path) -> tuple[str, tuple[int, ...]]:
+    """Version and sizes of the codebook that all days share (and is ``wanted``, if that says one). Raises BadInput."""
+    version = wanted or days[0].codebook_version
+    for day in days:
+        if day.codebook_version != version or day.codebook_sizes != days[0].codebook_sizes:
+            raise BadInput(
+                f"{root}/date={day.date}: codebook {day.codebook_version}, not {version}; run "
+                f"`onerec shards --date {day.date} --retokenise` or choose other dates"
+            )
+    return version, days[0].codebook_sizes
 
 
 _Manifest = TypeVar("_Manifest", bound=_Entry)

@@ -22,7 +22,7 @@ from schemas.shards import ITEM_TABLE, LIFELONG, TARGET_MASK, TOKEN_TABLE, USER_
 from trainer.batches import RequestBatch
 from trainer.features import Lengths, Piece, request_pieces, to_batch
 from trainer.item_table import ItemTable, ItemTokens
-from trainer.shard_files import DayShards, ShardFile, open_day
+from trainer.shard_files import DayShards, ShardFile, one_codebook, open_day
 from trainer.user_days import UserDays, decode, masks_like, target_mask
 from trainer.windows import Array
 
@@ -96,7 +96,7 @@ class ShardReader:
         self.days = [open_day(Path(shards_root), date, targets) for date in sorted(dates)]
         if not self.days:
             raise BadInput(f"{shards_root}: no dates to read; run `onerec shards` first")
-        self.codebook_version, self.codebook_sizes = _one_codebook(self.days, codebook_version, Path(shards_root))
+        self.codebook_version, self.codebook_sizes = one_codebook(self.days, codebook_version, Path(shards_root))
         self.items = [_item_table(day.items) for day in self.days]
         self.tokens = [_item_tokens(day.tokens, day.codebook_sizes) for day in self.days]
         self.fingerprint = self._fingerprint(targets, split)
@@ -228,18 +228,6 @@ class ShardReader:
         if self._lifelong is None or self._lifelong[0] != file.path:
             self._lifelong = (file.path, file.table(LIFELONG))
         return self._lifelong[1]
-
-
-def _one_codebook(days: list[DayShards], wanted: str | None, root: Path) -> tuple[str, tuple[int, ...]]:
-    first = days[0]
-    version = wanted or first.codebook_version
-    for day in days:
-        if day.codebook_version != version or day.codebook_sizes != first.codebook_sizes:
-            raise BadInput(
-                f"{root}/date={day.date}: codebook {day.codebook_version}, not {version}; run "
-                f"`onerec shards --date {day.date} --retokenise` or choose other dates"
-            )
-    return version, first.codebook_sizes
 
 
 def _item_table(file: ShardFile) -> ItemTable:
