@@ -19,7 +19,28 @@ from onerec.commands.common import (
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
+    app.command("co-interaction")(co_interaction)
     app.command("shards")(shards)
+
+
+def co_interaction(
+    lake: LakeOption,
+    date: DateOption,
+    master: MasterOption = None,
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Score which items people engage with together, over the window of days that ends on the date."""
+    from feature_jobs import co_interaction as job
+    from feature_jobs.session import spark_session
+    from schemas.lake import open_lake, parse_date
+
+    opened, day = open_lake(lake, set_), parse_date(date)
+    if dry_run:
+        print_dry_run("co-interaction", {"co_interaction": [date]}, as_json=as_json)
+        return
+    print_report(job.run(spark_session(master), opened, day).to_json(), as_json=as_json)
 
 
 def shards(
