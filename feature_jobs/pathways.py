@@ -1,0 +1,222 @@
+"""``onerec pathways``: what was known at the start of a day, and the state at its end, in one pass over user buckets.
+
+One Spark task a bucket reads its own files of ``user_state`` (the day before) and ``daily_samples`` (the day), receives
+its late events and its users' snapshots, and writes Parquet for five tables; the driver commits each table once. Nothing
+but late events and snapshots is shuffled.
+"""
+
+import datetime as dt
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.dataset as pads
+from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import AddAction
+
+from feature_jobs.bucket_files import bucket_files
+from feature_jobs.pathways_bucket import LATE_COLUMNS, WRITTEN, DayInputs, bucket_task
+from feature_jobs.samples_inputs import event_partitions, events_to_label, previous_state, published_landings, read_table
+from feature_jobs.samples_labels import check_positive
+from feature_jobs.user_state import PROFILE
+from schemas.errors import BadInput
+from schemas.lake import Lake
+from schemas.runs import StepRun, TableCounts, step_run
+from schemas.tables import (
+    DAILY_SAMPLES,
+    EVENTS,
+    HISTORY,
+    ITEMS,
+    PATHWAY_POSITIVE,
+    PATHWAY_SHORT,
+    PATHWAY_STATIC,
+    USER_STATE,
+    USERS,
+    Table,
+)
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+STEP = "pathways"
+COMMIT_ATTEMPTS = 5
+
+
+def run_pathways(spark: "SparkSession", lake: Lake, date: dt.date, *, every_landing: bool = False) -> dict[str, Any]:
+    """Write the three daily pathways, ``history`` and ``user_state`` of a date and return the step's report.
+
+    ``every_landing`` (a backfill) takes in late events of landings after the date too. Raises BadInput, with the command
+    to run, if the date has no samples, or earlier days exist and yesterday has no state.
+    """
+    with step_run(lake, STEP, date) as run:
+        _pathways(spark, lake, date, every_landing, run)
+    return run.to_json()
+
+
+def _pathways(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bool, run: StepRun) -> None:
+    check_positive(lake.config.samples.positive)
+    before = previous_state(lake, date, run.reads(lake, USER_STATE))
+    sampled_version = run.reads(lake, DAILY_SAMPLES)
+    sampled = published_landings(lake, date, sampled_version)
+    if sampled is None:
+        raise BadInput(f"{lake.table_uri(DAILY_SAMPLES)}: no samples of {date}; run `onerec samples --date {date}` first")
+    version = run.reads(lake, EVENTS)
+    partitions = event_partitions(lake, version)
+    seen, late = taken_in(date, partitions, before.seen, sampled, lake.config.ingest.max_late_days, every=every_landing)
+    events = read_table(spark, lake, EVENTS, version)
+    items = read_table(spark, lake, ITEMS, run.reads(lake, ITEMS))
+    users = read_table(spark, lake, USERS, run.reads(lake, USERS))
+    earlier = {(day, landing) for day, landing in partitions if landing in (sampled if day == date else before.seen)}
+    day = DayInputs(
+        lake, date, before.files, bucket_files(lake, DAILY_SAMPLES, sampled_version, pads.field("date") == date), seen
+    )
+    buckets = lake.config.lake.user_buckets
+    tagged = with_markers(late_events(events, items, late, earlier), buckets)
+    frame = (
+        tagged.groupBy("user_bucket")
+        .cogroup(latest_profiles(users, date, buckets).groupBy("user_bucket"))
+        .applyInArrow(bucket_task(day), "report string")
+    )
+    reports = [json.loads(row["report"]) for row in frame.collect()]
+    for table in WRITTEN:
+        commit_partitions(lake, table, date, [report["files"][table.name] for report in reports])
+    _account(run, reports)
+    run.extra["landings_taken_in"] = sorted({landing.isoformat() for landing in seen} - {x.isoformat() for x in before.seen})
+
+
+def taken_in(
+    date: dt.date,
+    partitions: Iterable[tuple[dt.date, dt.date]],
+    seen_before: Iterable[dt.date],
+    sampled: Iterable[dt.date],
+    max_late_days: int,
+    *,
+    every: bool,
+) -> tuple[list[dt.date], set[tuple[dt.date, dt.date]]]:
+    """Landings seen by the day's end, and the (date, landing) pairs of events to take in besides the day's samples.
+
+    By the day's end the state has seen what yesterday's had, what the samples were made from (``sampled``), and every
+    landing present up to the date (with ``every``: every one). Late are: earlier dates in landings not seen before, and
+    the date itself in a landing that yesterday's state had seen and the samples had not. Landings more than twice
+    ``max_late_days`` old are forgotten, and taken in by a backfill only.
+    """
+    pairs, before, made_from = set(partitions), set(seen_before), set(sampled)
+    oldest = date - dt.timedelta(days=2 * max_late_days)
+    present = {landing for _, landing in pairs if every or landing <= date}
+    seen = {landing for landing in before | made_from | present if landing >= oldest}
+    late = {
+        (day, landing)
+        for day, landing in pairs
+        if landing in seen and ((day < date and landing not in before) or (day == date and landing not in made_from))
+    }
+    return sorted(seen), late
+
+
+def late_events(
+    events: "DataFrame", items: "DataFrame", late: set[tuple[dt.date, dt.date]], earlier: set[tuple[dt.date, dt.date]]
+) -> "DataFrame":
+    """Events of the ``late`` (date, landing) pairs as LATE_COLUMNS; ``already_taken`` marks an impression that came in one
+    of the ``earlier`` pairs of its date. Reads the dates that late events belong to, and no others."""
+    from pyspark.sql import functions as F
+
+    rows = _of_pairs(events, late)
+    keys = ["date", "user_bucket", "user_id", "impression_id"]
+    dates = {day for day, _ in late}
+    before = _of_pairs(events, {pair for pair in earlier if pair[0] in dates}).select(*keys)
+    known = before.join(rows.select(*keys), keys, "left_semi").distinct().withColumn("already_taken", F.lit(True))
+    labelled = events_to_label(rows, items)
+    return labelled.join(known, keys, "left").select(*LATE_COLUMNS.names)
+
+
+def _of_pairs(events: "DataFrame", pairs: set[tuple[dt.date, dt.date]]) -> "DataFrame":
+    from pyspark.sql import functions as F
+
+    by_date: dict[dt.date, list[dt.date]] = {}
+    for day, landing in sorted(pairs):
+        by_date.setdefault(day, []).append(landing)
+    chosen = F.lit(False)
+    for day, landings in by_date.items():
+        chosen = chosen | ((F.col("date") == F.lit(day)) & F.col("landing_date").isin(landings))
+    return events.where(chosen)
+
+
+def with_markers(late: "DataFrame", buckets: int) -> "DataFrame":
+    """Late events and, for each bucket, one row with nothing but the bucket: so that every bucket has its task."""
+    from pyspark.sql import functions as F
+
+    markers = late.sparkSession.range(buckets).select(F.col("id").cast("int").alias("user_bucket"))
+    return late.unionByName(markers, allowMissingColumns=True)
+
+
+def latest_profiles(users: "DataFrame", date: dt.date, buckets: int) -> "DataFrame":
+    """Each user's latest snapshot exported before the day (PROFILE and ``user_bucket``)."""
+    from pyspark.sql import functions as F
+
+    facts = F.struct(*(name for name in PROFILE.names if name not in ("user_id", "snapshot_date")))
+    latest = (
+        users.where(F.col("date") < F.lit(date))
+        .groupBy("user_id")
+        .agg(F.max_by(facts, "date").alias("facts"), F.max("date").alias("snapshot_date"))
+    )
+    bucket = F.pmod(F.xxhash64("user_id"), F.lit(buckets)).cast("int")
+    return latest.select(bucket.alias("user_bucket"), "user_id", "facts.*", "snapshot_date")
+
+
+def commit_partitions(lake: Lake, table: Table, date: dt.date, files: Sequence[dict[str, Any] | None]) -> None:
+    """Make these files the only ones of the table's partitions of a date, in one commit.
+
+    A commit that meets another run of the same date is made again on the newer version: either's files are whole.
+    """
+    actions = [
+        AddAction(
+            file["path"],
+            file["size"],
+            file["partition"],
+            int(time.time() * 1000),
+            True,
+            json.dumps(
+                {
+                    "numRecords": file["rows"],
+                    "minValues": {"user_id": file["first_user"]},
+                    "maxValues": {"user_id": file["last_user"]},
+                }
+            ),
+        )
+        for file in files
+        if file is not None
+    ]
+    for attempt in range(1, COMMIT_ATTEMPTS + 1):
+        target = lake.open_table(table)
+        try:
+            target.create_write_transaction(
+                actions,
+                "overwrite",
+                target.schema(),
+                partition_by=list(table.partition_by),
+                partition_filters=[("date", "=", date.isoformat())],
+            )
+            return
+        except CommitFailedError:
+            if attempt == COMMIT_ATTEMPTS:
+                raise
+
+
+def _account(run: StepRun, reports: list[dict[str, Any]]) -> None:
+    def total(group: str, name: str) -> int:
+        return sum(report[group].get(name, 0) for report in reports)
+
+    dropped = {reason: total("dropped", reason) for reason in {key for report in reports for key in report["dropped"]}}
+    run.table(
+        HISTORY,
+        TableCounts(total("counts", "samples") + total("counts", "late"), total("counts", "behaviours"), rows_dropped=dropped),
+    )
+    for table in (PATHWAY_STATIC, PATHWAY_SHORT, PATHWAY_POSITIVE):
+        run.table(table, TableCounts(total("counts", "active_users"), total("rows", table.name)))
+    users = total("counts", "users_before") + total("counts", "new_users")
+    run.table(USER_STATE, TableCounts(users, total("rows", USER_STATE.name)))
+    run.extra |= {
+        "late_events": total("counts", "late"),
+        "users_without_snapshot": total("counts", "without_snapshot"),
+        "history_users": total("rows", HISTORY.name),
+    }
