@@ -74,11 +74,7 @@ def item(
     lake: LakeChoice = None,
     registry: RegistryChoice = None,
     version: VersionOption = None,
-    limit: GateOption = Annotated[
-    bool, typer.Option("--gate", help="Exit 3 if a layer is below codebook.min_utilization or codebook.min_entropy_ratio.")
-]
-FullOption = Annotated[bool, typer.Option("--full", help="Also how well prefixes agree with categories and co-watched pairs.")]
-LimitOption = 10,
+    limit: LimitOption = 10,
     as_json: JsonOption = False,
 ) -> None:
     """An item's tokens, title and siblings (the items nearest to it in the code's tree)."""
@@ -95,11 +91,7 @@ def prefix(
     lake: LakeChoice = None,
     registry: RegistryChoice = None,
     version: VersionOption = None,
-    limit: GateOption = Annotated[
-    bool, typer.Option("--gate", help="Exit 3 if a layer is below codebook.min_utilization or codebook.min_entropy_ratio.")
-]
-FullOption = Annotated[bool, typer.Option("--full", help="Also how well prefixes agree with categories and co-watched pairs.")]
-LimitOption = 20,
+    limit: LimitOption = 20,
     as_json: JsonOption = False,
 ) -> None:
     """The items below a prefix, with titles and the mix of categories."""
@@ -116,11 +108,7 @@ def search(
     lake: LakeChoice = None,
     registry: RegistryChoice = None,
     version: VersionOption = None,
-    limit: GateOption = Annotated[
-    bool, typer.Option("--gate", help="Exit 3 if a layer is below codebook.min_utilization or codebook.min_entropy_ratio.")
-]
-FullOption = Annotated[bool, typer.Option("--full", help="Also how well prefixes agree with categories and co-watched pairs.")]
-LimitOption = 20,
+    limit: LimitOption = 20,
     as_json: JsonOption = False,
 ) -> None:
     """Items whose title, caption or a tag contains a text, with their tokens."""
