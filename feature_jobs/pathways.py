@@ -19,6 +19,7 @@ from feature_jobs.bucket_files import bucket_files
 from feature_jobs.pathways_bucket import LATE_COLUMNS, WRITTEN, DayInputs, bucket_task
 from feature_jobs.samples_inputs import event_partitions, events_to_label, previous_state, published_landings, read_table
 from feature_jobs.samples_labels import check_positive
+from feature_jobs.stale import clear_stale
 from feature_jobs.user_state import PROFILE
 from schemas.errors import BadInput
 from schemas.lake import Lake
@@ -82,6 +83,7 @@ def _pathways(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: b
     for table in WRITTEN:
         commit_partitions(lake, table, date, [report["files"][table.name] for report in reports])
     _account(run, reports)
+    clear_stale(lake, date, STEP)
     run.extra["landings_taken_in"] = sorted({landing.isoformat() for landing in seen} - {x.isoformat() for x in before.seen})
 
 

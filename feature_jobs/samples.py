@@ -19,6 +19,7 @@ from feature_jobs.samples_inputs import (
     samples_note,
 )
 from feature_jobs.samples_labels import LABELLED_COLUMNS, STATE_COLUMNS, check_positive, label_samples
+from feature_jobs.stale import clear_stale
 from feature_jobs.user_state import STATE
 from schemas.config import Config
 from schemas.lake import Lake
@@ -69,6 +70,7 @@ def _samples(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bo
         publish(samples, lake, date, samples_note(date, landings))
     finally:
         labelled.unpersist()
+    clear_stale(lake, date, STEP)
     run.table(DAILY_SAMPLES, TableCounts(figures.rows + sum(dropped.values()), figures.rows, rows_dropped=dropped))
 
 

@@ -1,0 +1,103 @@
+"""``onerec backfill``: rebuilds named dates with every landing there is, and marks what depends on them as stale."""
+
+import datetime as dt
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.fs as pafs
+
+from feature_jobs.pathways import STEP as PATHWAYS_STEP
+from feature_jobs.pathways import run_pathways
+from feature_jobs.samples import STEP as SAMPLES_STEP
+from feature_jobs.samples import run_samples
+from feature_jobs.samples_inputs import event_partitions, partition_dates, previous_state
+from feature_jobs.stale import Marks, mark_stale
+from schemas.errors import BadInput
+from schemas.lake import Lake
+from schemas.runs import step_run
+from schemas.tables import CO_INTERACTION, DAILY_SAMPLES, EVENTS, PATHWAY_LIFELONG, USER_STATE
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+def run_backfill(spark: "SparkSession", lake: Lake, first: dt.date, last: dt.date) -> dict[str, Any]:
+    """Rebuild samples, pathways, history and state of the dates ``first`` … ``last``, in order; return the report.
+
+    ``tables`` sums the days' accounting, ``days`` holds each step's own report, ``stale`` what depends on the dates.
+    Raises BadInput for dates in the wrong order, dates without any event, or a lake without the state before ``first``.
+    """
+    dates = backfill_dates(lake, first, last)
+    days = []
+    with step_run(lake, "backfill", first) as run:
+        previous_state(lake, first, run.reads(lake, USER_STATE))
+        stale = what_depends(lake, first, last)
+        mark_stale(lake, stale)
+        for date in dates:
+            days += [run_samples(spark, lake, date, every_landing=True), run_pathways(spark, lake, date, every_landing=True)]
+    return run.to_json() | {
+        "from": first.isoformat(),
+        "to": last.isoformat(),
+        "tables": _summed([day["tables"] for day in days]),
+        "stale": stale,
+        "days": days,
+    }
+
+
+def backfill_dates(lake: Lake, first: dt.date, last: dt.date) -> list[dt.date]:
+    """The dates to rebuild. Raises BadInput if there are none or the lake has no events of any."""
+    if last < first:
+        raise BadInput(f"--from {first} --to {last}: the last date comes before the first; swap them")
+    dates = [first + dt.timedelta(days=offset) for offset in range((last - first).days + 1)]
+    with_events = {day for day, _ in event_partitions(lake, lake.table_version(EVENTS))}
+    if not with_events.intersection(dates):
+        raise BadInput(
+            f"--from {first} --to {last}: {lake.table_uri(EVENTS)} has no events of these dates; choose others, or ingest first"
+        )
+    return dates
+
+
+def what_depends(lake: Lake, first: dt.date, last: dt.date) -> Marks:
+    """What was made from the dates ``first`` … ``last`` and a backfill of them does not rebuild: date → step → reason."""
+    marks: Marks = {}
+    because = f"made before the backfill of {first} to {last}"
+
+    def mark(date: dt.date, step: str, made: str) -> None:
+        marks.setdefault(date.isoformat(), {})[step] = f"{made} {because}"
+
+    window = dt.timedelta(days=lake.config.co_interaction.window_days - 1)
+    for date in partition_dates(lake, DAILY_SAMPLES):
+        if date > last:
+            mark(date, SAMPLES_STEP, "second watches and quantiles come from user_state")
+    for date in partition_dates(lake, USER_STATE):
+        if date > last:
+            mark(date, PATHWAYS_STEP, "pathways, history and user_state come from the state of the day before,")
+    for date in partition_dates(lake, CO_INTERACTION):
+        if first <= date <= last + window:
+            mark(date, "co-interaction", "its window holds samples")
+    for date in partition_dates(lake, PATHWAY_LIFELONG, "refresh_date"):
+        if date >= first:
+            mark(date, "lifelong", "it compresses history")
+    for date in _shard_dates(lake):
+        if date >= first:
+            mark(date, "shards", "its manifest pins samples and pathways")
+            mark(date, "train", "a model trained on it read shards")
+    return dict(sorted(marks.items()))
+
+
+def _shard_dates(lake: Lake) -> list[dt.date]:
+    filesystem, path = lake.filesystem("shards")
+    folders = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    names = [info.base_name for info in folders if info.base_name.startswith("date=")]
+    return [dt.date.fromisoformat(name.removeprefix("date=")) for name in names]
+
+
+def _summed(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    for tables in reports:
+        for table, counts in tables.items():
+            into = total.setdefault(table, {"rows_in": 0, "rows_out": 0, "rows_quarantined": 0, "rows_dropped": {}})
+            for name in ("rows_in", "rows_out", "rows_quarantined"):
+                into[name] += counts[name]
+            for reason, number in counts["rows_dropped"].items():
+                into["rows_dropped"][reason] = into["rows_dropped"].get(reason, 0) + number
+    return total
