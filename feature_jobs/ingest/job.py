@@ -52,10 +52,10 @@ def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> Ste
         for part in judged:
             part.rows = caches.enter_context(_cached(part.rows))
         _count(judged)
-        step.extra = {"unknown_columns": unknown}
-        _add_rejection_reasons(step, judged)
         rejected_rows = _rejected_rows(judged, date)
         any_rejected = any(part.counts.rows_quarantined for part in judged)
+        reasons = _reasons_counted(rejected_rows) if any_rejected else {}
+        step.extra = {"unknown_columns": unknown, "quarantine_reasons": reasons}
         refusal = _refusal(landing, judged, date, lake.config.ingest.quarantine_limit)
         if refusal:
             replace_rejected(lake, date, LANDED_TABLES, rejected_rows, any_rows=any_rejected)
@@ -181,16 +181,15 @@ def _rejected_rows(judged: list[Judged], date: dt.date) -> DataFrame:
     return every
 
 
-def _add_rejection_reasons(step: StepRun, judged: list[Judged]) -> None:
-    """How often each reason occurs, by table, into the report."""
-    reasons: dict[str, dict[str, int]] = {}
-    for part in judged:
-        if part.counts.rows_quarantined:
-            reason = F.regexp_replace(F.explode("_reasons"), r"(?s) \(found .*", "").alias("reason")
-            rows = part.rows.filter(F.col("_fate") == REJECTED).select(reason).groupBy("reason").count().collect()
-            ranked = sorted(rows, key=lambda row: (-row["count"], row["reason"]))
-            reasons[part.table.name] = {row["reason"]: row["count"] for row in ranked}
-    step.extra["quarantine_reasons"] = reasons
+def _reasons_counted(rejected_rows: DataFrame) -> dict[str, dict[str, int]]:
+    """How often each reason occurs (without what was found), by table; the most frequent first."""
+    reasons = rejected_rows.select("table_name", F.explode("reasons").alias("reason"))
+    bare = F.regexp_replace("reason", r"(?s) \(found .*", "").alias("reason")
+    counted = reasons.select("table_name", bare).groupBy("table_name", "reason").count().collect()
+    result: dict[str, dict[str, int]] = {}
+    for row in sorted(counted, key=lambda row: (row["table_name"], -row["count"], row["reason"])):
+        result.setdefault(row["table_name"], {})[row["reason"]] = row["count"]
+    return result
 
 
 def _refusal(landing: Landing, judged: list[Judged], date: dt.date, limit: float) -> str | None:

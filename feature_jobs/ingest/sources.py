@@ -192,7 +192,7 @@ def _nested(name: str) -> Column:
     """A reason where a text column holds a JSON object or array (looked at only where the text begins like one)."""
     text = F.col(f"_parsed.{name}")
     kind = F.expr(f"schema_of_variant(try_variant_get(try_parse_json(_row), '$.{name}', 'variant'))")
-    wrong = text.rlike(r"^[\[{]") & F.coalesce(kind.rlike("^(OBJECT|ARRAY)"), F.lit(False))
+    wrong = text.rlike(r"^[\[{]") & F.coalesce(kind.rlike("^(OBJECT|ARRAY)"), F.lit(True))  # null: a key twice
     return F.when(wrong, F.concat(F.lit(f"{name}: not a text"), found(text)))
 
 
