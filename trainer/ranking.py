@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 
 
-def recall_at(k: int, ranked: Sequence[int], relevant: AbstractSet[int]) -> float:
+def recall_at(k: int, ranked: Sequence[int], relevant: set[int]) -> float:
     """Share of the relevant items among the first k; ``relevant`` is not empty."""
     return len(relevant.intersection(ranked[:k])) / len(relevant)
 
 
-def ndcg_at(k: int, ranked: Sequence[int], relevant: AbstractSet[int]) -> float:
+def ndcg_at(k: int, ranked: Sequence[int], relevant: set[int]) -> float:
     """Normalised discounted cumulative gain at k with gain 1 for a relevant item; ``relevant`` is not empty."""
     gained = sum(1 / math.log2(place + 2) for place, item in enumerate(ranked[:k]) if item in relevant)
     return gained / sum(1 / math.log2(place + 2) for place in range(min(k, len(relevant))))
@@ -24,7 +23,7 @@ class RankingTotals:
         self.requests = 0
         self._sums = {f"{name}@{k}": 0.0 for name in ("recall", "ndcg") for k in top_k}
 
-    def add(self, ranked: Sequence[int], relevant: AbstractSet[int]) -> None:
+    def add(self, ranked: Sequence[int], relevant: set[int]) -> None:
         """Count a request; one without relevant items says nothing and is not counted."""
         if not relevant:
             return

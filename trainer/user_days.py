@@ -175,9 +175,11 @@ def _lifelong(user_ids: pa.Array, table: pa.Table | None) -> Ragged:
     rows = table.select(LIFELONG.names).take(pc.index_in(user_ids, value_set=table["user_id"].combine_chunks()))
     lists = {name: rows[name].combine_chunks() for name in LIFELONG_COLUMNS}
     offsets = _list_offsets(lists["item_key"])
-    columns = {
-        name: np.rint(np.asarray(array.flatten().to_numpy(zero_copy_only=False))).astype(np.int64)
-        for name, array in lists.items()
-    }
+    columns = {name: _whole(np.asarray(array.flatten().to_numpy(zero_copy_only=False))) for name, array in lists.items()}
     order = np.lexsort((columns["item_key"], columns["ts"], np.repeat(np.arange(users), np.diff(offsets))))
     return Ragged(offsets, {name: values[order] for name, values in columns.items()})
+
+
+def _whole(values: Array) -> Array:
+    """Means rounded to int64; keys and times, which are whole already, must not pass through floats."""
+    return (np.rint(values) if values.dtype.kind == "f" else values).astype(np.int64)

@@ -124,7 +124,7 @@ def write_day(
 
 
 def write_mask(shards: Path, date: dt.date, manifest: Mapping[str, Any], user_days: Sequence[UserDay], keep: Any) -> None:
-    """The mask ``rsft``: ``keep(user_day, request, event)`` says which events are targets."""
+    """The mask ``rsft``: ``keep(event)`` says which are targets."""
     folder = shards / f"date={date}"
     files = []
     for data in manifest["files"]:
@@ -132,7 +132,7 @@ def write_mask(shards: Path, date: dt.date, manifest: Mapping[str, Any], user_da
         rows = [
             {
                 "user_id": day.user_id,
-                "event_target": [bool(keep(day, r, e)) for r in day.requests for e in r.events],
+                "event_target": [bool(keep(e)) for r in day.requests for e in r.events],
             }
             for day in sorted(mine, key=lambda day: day.user_id)
         ]
