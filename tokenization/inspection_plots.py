@@ -23,9 +23,9 @@ def layers_png(metrics: Mapping[str, Any]) -> bytes:
         bars = axes.bar(place + shift, values, 0.38, label=label, color=COLOURS[0 if shift < 0 else 1])
         axes.bar_label(bars, [f"{value:.3f}" for value in values], fontsize=8, padding=1)
     axes.set_xticks(place, [f"layer {layer + 1}\n{entry['size']:,} tokens" for layer, entry in enumerate(metrics["layers"])])
-    axes.set_ylim(0, 1.15)
+    axes.set_ylim(0, 1.3)
     axes.set_title("Use of each layer", fontsize=10)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper center", ncols=2)
     return _png(figure)
 
 

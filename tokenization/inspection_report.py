@@ -29,6 +29,7 @@ th, td { border-bottom: 1px solid var(--line); padding: 6px 10px; text-align: ri
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; color: var(--soft); }
 .prefix { border-top: 1px solid var(--line); padding: 12px 0; } .prefix h3 { margin: 0 0 8px; font-size: 15px; }
 .items { display: flex; flex-wrap: wrap; gap: 12px; } .item { width: 124px; font-size: 12px; overflow-wrap: anywhere; }
+.item span { display: block; }
 .item img, .blank { width: 124px; height: 92px; object-fit: cover; border-radius: 6px; background: #e8edf3; display: flex;
   align-items: center; justify-content: center; color: var(--soft); }
 </style></head><body>

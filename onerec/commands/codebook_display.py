@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-_BAR = 24
+_BAR = 12
+_WIDTH_OF_A_FILE = 140
 
 
 def show_versions(rows: list[dict[str, Any]]) -> None:
     """``list`` for people."""
-    table = _table("codebooks", "version", "published (UTC)", "sizes", "items", "utilization", "entropy ÷ ln k", "collisions", "")
+    table = _table("codebooks", "version", "published (UTC)", "sizes", "items", "utilization", "entropy ÷ ln k", "sharing", "")
     for row in rows:
         table.add_row(
             row["version"],
@@ -24,12 +26,12 @@ def show_versions(rows: list[dict[str, Any]]) -> None:
             "–" if row["collision_share"] is None else f"{row['collision_share']:.1%}",
             "latest" if row["latest"] else "",
         )
-    Console().print(table)
+    _console().print(table)
 
 
 def show_inspection(found: Mapping[str, Any]) -> None:
     """``inspect`` for people."""
-    console, metrics = Console(highlight=False), found["metrics"]
+    console, metrics = _console(), found["metrics"]
     origin = "its item tokens" if found["source"] == "item_tokens" else "training"
     mark = " (latest)" if found["latest"] else ""
     console.print(
@@ -72,7 +74,7 @@ def show_inspection(found: Mapping[str, Any]) -> None:
 
 def show_item(found: Mapping[str, Any]) -> None:
     """``item`` for people."""
-    console = Console(highlight=False)
+    console = _console()
     console.print(f"[bold]{escape(found['item_id'])}[/bold] {escape(found['title'] or '')}")
     console.print(
         f"tokens {_code(found['tokens'])}, rank {found['rank']}, residual norm {found['residual_norm']:.4f}", highlight=False
@@ -84,7 +86,7 @@ def show_item(found: Mapping[str, Any]) -> None:
 
 def show_prefix(found: Mapping[str, Any]) -> None:
     """``prefix`` for people."""
-    console = Console(highlight=False)
+    console = _console()
     console.print(f"[bold]{_code(found['prefix'])}[/bold]: {found['items']:,} items ({found['share']:.2%})")
     mix = _table("categories", "category", "items", "share")
     for row in found["categories"]:
@@ -100,7 +102,7 @@ def show_search(found: Mapping[str, Any]) -> None:
 
 def show_diff(found: Mapping[str, Any]) -> None:
     """``diff`` for people."""
-    console = Console(highlight=False)
+    console = _console()
     if found["centroids"] is None:
         console.print("the two codebooks quantise vectors of different dimension")
     else:
@@ -127,14 +129,20 @@ def _show_items(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         name = escape(row["title"] or "–") + (" [dim](deleted)[/dim]" if row["deleted"] else "")
         tokens = "none" if row["tokens"] is None else _code(row["tokens"])
         table.add_row(escape(row["item_id"]), tokens, name, escape(row["category"] or "–"), escape(", ".join(row["tags"] or [])))
-    Console().print(table)
+    _console().print(table)
 
 
 def _table(title: str, *columns: str) -> RichTable:
-    table = RichTable(title=escape(title), title_justify="left")
+    table = RichTable(title=escape(title), title_justify="left", box=SIMPLE_HEAD)
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, no_wrap=column not in ("title", "tags"))
     return table
+
+
+def _console() -> Console:
+    """Standard output; a pipe or file is given room instead of rich's 80 columns."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_A_FILE)
 
 
 def _bar(share: float) -> str:
