@@ -15,6 +15,7 @@ import pyarrow.dataset as pads
 from deltalake import write_deltalake
 
 from pipelines.contents import create_contents, end_of, last_day
+from pipelines.fused_inputs import of_encoders, quoted
 from pipelines.runner import LOCAL, open_pipeline
 from pipelines.work import WorkFolder, as_declared, count, execute, query_engine, work_folder
 from schemas.errors import GateFailed
@@ -82,18 +83,12 @@ def _column(kind: Kind) -> str:
     return "text" if kind == "text" else f"{kind}_uris"
 
 
-def _of_encoders(encoders: Mapping[Kind, str]) -> str:
-    """SQL: the rows of these encoders."""
-    quoted = [(kind, name.replace("'", "''")) for kind, name in encoders.items()]
-    return "(" + " OR ".join(f"(kind = '{kind}' AND source = '{name}')" for kind, name in quoted) + ")"
-
-
 def _known_keys(
     connection: duckdb.DuckDBPyConnection, vectors: pads.Dataset, encoders: Mapping[Kind, str]
 ) -> pa.RecordBatchReader:
     connection.register("known_vectors", vectors)
     return connection.sql(
-        f"SELECT kind, content_hash, item_id FROM known_vectors WHERE {_of_encoders(encoders)}"
+        f"SELECT kind, content_hash, item_id FROM known_vectors WHERE {of_encoders(encoders)}"
     ).to_arrow_reader()
 
 
@@ -113,7 +108,7 @@ def _commit(
 
     connection.register("outcome_parts", work.parts(OUTCOMES, OUTCOME))
     execute(connection, "CREATE TEMP TABLE outcomes AS SELECT DISTINCT ON (item_id, kind) * FROM outcome_parts")
-    sources = " ".join(f"WHEN '{kind}' THEN '{name.replace(chr(39), chr(39) * 2)}'" for kind, name in encoders.items())
+    sources = " ".join(f"WHEN '{kind}' THEN {quoted(name)}" for kind, name in encoders.items())
     # Against the newest version, not the one pinned at the start: what another run appended meanwhile is not appended twice.
     connection.register("present", lake.dataset(ITEM_VECTORS))
     execute(
@@ -123,7 +118,7 @@ def _commit(
         SELECT o.item_id, o.kind, CASE o.kind {sources} END AS source, o.content_hash, o.outcome
         FROM outcomes o
         WHERE o.outcome IN ('encoded', 'copied') AND NOT EXISTS (
-            SELECT 1 FROM (SELECT item_id, kind, content_hash FROM present WHERE {_of_encoders(encoders)}) p
+            SELECT 1 FROM (SELECT item_id, kind, content_hash FROM present WHERE {of_encoders(encoders)}) p
             WHERE p.item_id = o.item_id AND p.kind = o.kind AND p.content_hash = o.content_hash)""",
     )
     rejected = connection.sql(
@@ -150,7 +145,7 @@ def _commit(
             SELECT k.item_id, k.kind, k.source, k.content_hash, 0::INTEGER, v.vector
             FROM new_keys k JOIN (
                 SELECT kind, content_hash, arg_min(vector, item_id) AS vector FROM known_vectors
-                WHERE {_of_encoders(encoders)} GROUP BY kind, content_hash
+                WHERE {of_encoders(encoders)} GROUP BY kind, content_hash
             ) v USING (kind, content_hash)
             WHERE k.outcome = 'copied'
             ORDER BY kind, item_id""").to_arrow_reader()

@@ -1,0 +1,108 @@
+"""``onerec fuse``: one unit vector an item, from its text, image and audio vectors, by a published fusion model.
+
+Incremental: an item is fused again only when what it is made of changed. A fusion version holds one vector an item; where an
+item has changed, its old vector is replaced in the same commit.
+"""
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import duckdb
+from deltalake import write_deltalake
+
+from pipelines.contents import create_contents, end_of
+from pipelines.fused_inputs import create_inputs, input_rows, quoted
+from pipelines.runner import LOCAL, open_pipeline
+from pipelines.versions import fusion_versions
+from pipelines.work import as_declared, count, execute, query_engine, work_folder
+from schemas.lake import Lake
+from schemas.registry import Registry
+from schemas.runs import TableCounts, step_run
+from schemas.tables import ITEM_VECTORS, ITEMS
+
+STEP = "fuse"
+
+
+def run(
+    lake: Lake,
+    date: dt.date | None = None,
+    *,
+    fusion_version: str | None = None,
+    runner: str = LOCAL,
+    options: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Fuse the items of the lake as they are at the end of ``date`` (None: as they are). Returns the step's report.
+
+    Without ``fusion_version`` the versions in use: the newest, and that of the live token set where it is another.
+    Raises BadInput without a fusion model, or with one whose encoders have no vectors.
+    """
+    registry = Registry.of(lake)
+    with step_run(lake, STEP, date) as step:
+        versions = fusion_versions(registry, fusion_version)
+        items = step.reads(lake, ITEMS)
+        step.reads(lake, ITEM_VECTORS)
+        total = TableCounts(0, 0, 0, {"unchanged": 0, "no_vectors": 0})
+        for version in versions:
+            counts = _fuse(lake, items, date, registry, version, runner, options)
+            progress(f"fuse: {version}: {counts.rows_out} of {counts.rows_in} items fused")
+            dropped = {reason: total.rows_dropped[reason] + number for reason, number in counts.rows_dropped.items()}
+            total = TableCounts(total.rows_in + counts.rows_in, total.rows_out + counts.rows_out, 0, dropped)
+        step.table(ITEM_VECTORS, total)
+        step.extra["fusion_versions"] = versions
+    return step.to_json()
+
+
+def _fuse(
+    lake: Lake,
+    items_version: int,
+    date: dt.date | None,
+    registry: Registry,
+    version: str,
+    runner: str,
+    options: Sequence[str],
+) -> TableCounts:
+    from pipelines.part_transforms import FUSED, FusePart, map_parts
+
+    encoders = registry.load("fusion", version).metadata["encoders"]
+    with work_folder(lake, STEP) as work, query_engine() as connection:
+        live = create_contents(connection, lake.dataset(ITEMS, items_version), end_of(date, lake.config))
+        usable = create_inputs(connection, lake.dataset(ITEM_VECTORS), encoders, lake.config.embed)
+        execute(
+            connection,
+            f"""
+            CREATE TEMP TABLE present AS
+            SELECT item_id, content_hash FROM vectors WHERE kind = 'fused' AND source = {quoted(version)}""",
+        )
+        execute(
+            connection, "CREATE TEMP TABLE wanted AS SELECT * FROM fused_keys ANTI JOIN present USING (item_id, content_hash)"
+        )
+        new = count(connection, "SELECT count(*) FROM wanted")
+        if new:
+            parts = work.write_parts("inputs", input_rows(connection, encoders, "wanted").to_arrow_reader())
+            with open_pipeline(runner, options) as pipeline:
+                map_parts(pipeline, parts, FusePart(registry.root, version, work))
+            connection.register("fused_parts", work.parts("fused", FUSED))
+            _commit(lake, connection, version)
+        return TableCounts(live, new, 0, {"unchanged": usable - new, "no_vectors": live - usable})
+
+
+def _commit(lake: Lake, connection: duckdb.DuckDBPyConnection, version: str) -> None:
+    """Append the new rows; where they replace some, write the version's rows anew in the same commit."""
+    source = quoted(version)
+    fresh = f"""
+        SELECT item_id, 'fused' AS kind, {source} AS source, content_hash, presence_mask, vector
+        FROM (SELECT DISTINCT ON (item_id) * FROM fused_parts)"""
+    replaced = count(connection, "SELECT count(*) FROM present SEMI JOIN wanted USING (item_id)")
+    columns = ", ".join(ITEM_VECTORS.schema.names)
+    kept = f"""
+        SELECT {columns} FROM vectors
+        WHERE kind = 'fused' AND source = {source} AND item_id NOT IN (SELECT item_id FROM wanted)"""
+    query = f"SELECT {columns} FROM ({fresh})" + (f" UNION ALL {kept}" if replaced else "") + " ORDER BY item_id"
+    rows = as_declared(connection.sql(query).to_arrow_reader(), ITEM_VECTORS.schema)
+    uri = lake.table_uri(ITEM_VECTORS)
+    if replaced:
+        write_deltalake(uri, rows, mode="overwrite", predicate=f"kind = 'fused' AND source = {source}")
+    else:
+        write_deltalake(uri, rows, mode="append")

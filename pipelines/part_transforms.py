@@ -1,0 +1,94 @@
+"""The Beam side of fuse and tokenize: one part in, one part out, with a model that each worker loads once."""
+
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from pipelines.work import WorkFolder, read_part
+from schemas.registry import Registry
+from tokenization.codebook import load_codebook
+from tokenization.encoders.base import KINDS
+from tokenization.fusion_model import load_fusion
+from tokenization.modalities import by_kind, presence, vector_matrix
+
+FUSED = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("content_hash", pa.string()),
+        ("presence_mask", pa.int32()),
+        ("vector", pa.list_(pa.float32())),
+    ]
+)
+CODED = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("content_hash", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("residual_norm", pa.float32()),
+    ]
+)
+
+
+def map_parts(pipeline: Any, parts: list[str], work: beam.DoFn) -> None:
+    """Build the pipeline that gives each part to a worker."""
+    pipeline | "parts" >> beam.Create(parts) | "spread" >> beam.Reshuffle() | "work" >> beam.ParDo(work)
+
+
+class FusePart(beam.DoFn):
+    """Writes FUSED rows, stage ``fused``, for a part of fusion inputs."""
+
+    def __init__(self, registry: Path, version: str, work: WorkFolder) -> None:
+        self._registry = registry
+        self._version = version
+        self._work = work
+
+    def setup(self) -> None:
+        """Load the model, once a worker."""
+        _, self._model = load_fusion(Registry(self._registry), self._version)
+
+    def process(self, part: str) -> None:
+        """Fuse one part."""
+        rows = read_part(part)
+        shape = self._model.shape
+        present = presence(rows["presence_mask"].to_numpy(), shape.kinds, KINDS)
+        fused = self._model.fuse(by_kind(rows, shape.inputs), present)
+        vectors = _lists(fused, pa.float32())
+        self._work.write_part(
+            "fused", pa.table([rows["item_id"], rows["content_hash"], rows["presence_mask"], vectors], schema=FUSED)
+        )
+
+
+class EncodePart(beam.DoFn):
+    """Writes CODED rows, stage ``coded``, for a part of fused vectors (item_id, content_hash, vector)."""
+
+    def __init__(self, registry: Path, version: str, work: WorkFolder) -> None:
+        self._registry = registry
+        self._version = version
+        self._work = work
+
+    def setup(self) -> None:
+        """Load the codebook, once a worker."""
+        self._codebook = load_codebook(Registry(self._registry), self._version)
+
+    def process(self, part: str) -> None:
+        """Encode one part."""
+        rows = read_part(part)
+        vectors = vector_matrix(rows["vector"], self._codebook.dim)
+        codes = self._codebook.encode(vectors)
+        norms = self._codebook.residual_norms(vectors, codes)
+        columns = [
+            rows["item_id"],
+            rows["content_hash"],
+            _lists(codes.astype(np.int32), pa.int32()),
+            pa.array(norms, pa.float32()),
+        ]
+        self._work.write_part("coded", pa.table(columns, schema=CODED))
+
+
+def _lists(matrix: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """The rows of a matrix as Arrow lists."""
+    offsets = np.arange(len(matrix) + 1, dtype=np.int32) * matrix.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(matrix).reshape(-1), kind))

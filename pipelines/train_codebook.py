@@ -1,0 +1,138 @@
+"""``onerec train-codebook``: RQ-KMeans on the fused vectors of a fusion version, published as a codebook.
+
+A Beam job whose training runs on one worker, on a sample drawn by category. It starts from the previous codebook where that
+has the same sizes and dimension, so that a refresh changes no more tokens than it must. Run again on the same vectors and
+configuration it publishes nothing new.
+"""
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from pipelines.contents import create_contents, end_of
+from pipelines.fused_inputs import quoted
+from pipelines.pairs import latest_pairs, pair_rows
+from pipelines.runner import LOCAL, open_pipeline
+from pipelines.versions import fusion_versions
+from pipelines.work import query_engine, work_folder
+from schemas.config import CodebookSection
+from schemas.errors import BadInput
+from schemas.lake import Lake
+from schemas.registry import Registry
+from schemas.runs import step_run
+from schemas.tables import CO_INTERACTION, ITEM_VECTORS, ITEMS
+from tokenization.modalities import vector_matrix
+from tokenization.sampling import stratified_sample
+
+STEP = "train-codebook"
+
+
+def run(
+    lake: Lake,
+    date: dt.date | None = None,
+    *,
+    fusion_version: str | None = None,
+    runner: str = LOCAL,
+    options: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Train on the fused vectors of ``fusion_version`` (None: the newest). Returns the step's report.
+
+    Raises BadInput without fused vectors, or with fewer distinct ones than the largest layer has tokens.
+    """
+    section = lake.config.codebook
+    registry = Registry.of(lake)
+    with step_run(lake, STEP, date) as step, work_folder(lake, STEP) as work, query_engine() as connection:
+        version = fusion_versions(registry, fusion_version)[0]
+        connection.register("vectors", lake.dataset(ITEM_VECTORS, step.reads(lake, ITEM_VECTORS)))
+        create_contents(connection, lake.dataset(ITEMS, step.reads(lake, ITEMS)), end_of(date, lake.config))
+        rows = _sample(connection, version, section)
+        if not rows.num_rows:
+            raise BadInput(f"{lake.table_uri(ITEM_VECTORS)}: no fused vector of fusion {version}; run `onerec fuse` first")
+        day, named = latest_pairs(lake, step.reads(lake, CO_INTERACTION), date)
+        inputs_hash = _fingerprint(section, version, rows, named)
+        latest = registry.latest("codebook")
+        reused = latest is not None and registry.load("codebook", latest).metadata.get("inputs_hash") == inputs_hash
+        if not reused:
+            _check_sizes(rows, section)
+            metadata = {
+                "encoders": registry.load("fusion", version).metadata["encoders"],
+                "fusion_version": version,
+                "pairs_date": day.isoformat() if day else None,
+                "inputs": dict(step.inputs),
+                "inputs_hash": inputs_hash,
+            }
+            progress(f"train-codebook: {rows.num_rows} vectors of fusion {version}, layers of {list(section.sizes)}")
+            from pipelines.codebook_transform import TrainCodebook
+            from pipelines.part_transforms import map_parts
+
+            task = {
+                "training": work.write_part("training", rows),
+                "pairs": work.write_part("pairs", _pair_table(named, rows)),
+                "section": section.model_dump(mode="json"),
+                "metadata": metadata,
+                "start_from": latest,
+            }
+            with open_pipeline(runner, options) as pipeline:
+                map_parts(pipeline, [json.dumps(task)], TrainCodebook(registry.root))
+        artefact = registry.load("codebook")
+        step.extra |= {
+            "codebook_version": artefact.version,
+            "fusion_version": version,
+            "reused": reused,
+            "warm_started_from": artefact.metadata.get("warm_started_from"),
+            "metrics": artefact.metadata["metrics"],
+        }
+    return step.to_json()
+
+
+def _sample(connection: duckdb.DuckDBPyConnection, version: str, section: CodebookSection) -> pa.Table:
+    """item_id, content_hash, category and vector of the training items, by item_id."""
+    fused = f"SELECT item_id, content_hash, vector FROM vectors WHERE kind = 'fused' AND source = {quoted(version)}"
+    named = connection.sql(
+        f"SELECT v.item_id, category FROM ({fused}) v LEFT JOIN contents USING (item_id) ORDER BY v.item_id"
+    ).to_arrow_table()
+    chosen = stratified_sample(
+        named["item_id"].to_pylist(), named["category"].to_pylist(), section.max_training_items, section.seed
+    )
+    connection.register("chosen", named.take(pa.array(chosen)))
+    return connection.sql(f"SELECT * FROM ({fused}) JOIN chosen USING (item_id) ORDER BY item_id").to_arrow_table()
+
+
+def _pair_table(named: pa.Table, rows: pa.Table) -> pa.Table:
+    pairs = pair_rows(named, rows["item_id"])
+    return pa.table({"a": pairs[:, 0], "b": pairs[:, 1]})
+
+
+def _check_sizes(rows: pa.Table, section: CodebookSection) -> None:
+    needed = max(section.sizes)
+    matrix = np.ascontiguousarray(vector_matrix(rows["vector"]))
+    if len(matrix) >= needed:
+        distinct = len(np.unique(matrix.view(np.dtype((np.void, matrix.dtype.itemsize * matrix.shape[1]))).reshape(-1)))
+        if distinct >= needed:
+            return
+        found = f"{distinct} distinct fused vectors among {len(matrix)} items"
+    else:
+        distinct, found = len(matrix), f"{len(matrix)} fused vectors"
+    fitting = 1 << max(0, (distinct // 8).bit_length() - 1)
+    raise BadInput(
+        f"codebook.sizes {list(section.sizes)}: {found} cannot fill {needed} tokens; set smaller layers, for example "
+        f"--set codebook.sizes=[{', '.join([str(fitting)] * len(section.sizes))}]"
+    )
+
+
+def _fingerprint(section: CodebookSection, version: str, rows: pa.Table, pairs: pa.Table) -> str:
+    """What decides the codebook and its metrics, but for the one it starts from."""
+    described = {"codebook": section.model_dump(mode="json"), "fusion_version": version}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for values in zip(*(rows[name].to_pylist() for name in ("item_id", "content_hash", "category")), strict=True):
+        digest.update(json.dumps(values).encode())
+    for pair in sorted(zip(pairs["item_a"].to_pylist(), pairs["item_b"].to_pylist(), strict=True)):
+        digest.update(json.dumps(pair).encode())
+    return digest.hexdigest()

@@ -1,0 +1,136 @@
+"""``onerec train-fusion``: trains the fusion model on the lake's vectors and pairs, and publishes it.
+
+Between two Beam jobs, in PyTorch, on one machine. Killed and started again it goes on from its last checkpoint; run again on
+the same vectors, pairs and configuration it publishes nothing new.
+"""
+
+import datetime as dt
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from pipelines.contents import create_contents, end_of
+from pipelines.fused_inputs import create_inputs, input_rows
+from pipelines.pairs import latest_pairs, pair_rows
+from pipelines.work import execute, query_engine
+from schemas.config import FusionSection
+from schemas.errors import BadInput
+from schemas.lake import Lake
+from schemas.registry import Registry
+from schemas.runs import StepRun, step_run
+from schemas.tables import CO_INTERACTION, ITEM_VECTORS, ITEMS
+from tokenization.encoders import KINDS, Kind, encoder_set
+from tokenization.fusion_model import FUSION_FILE, FusionModel, FusionShape, fusion_bytes
+from tokenization.fusion_training import FusionData, pair_recall, split_pairs, train_fusion
+from tokenization.modalities import by_kind, presence
+
+STEP = "train-fusion"
+RECALL_AT = 50
+
+
+def run(
+    lake: Lake, date: dt.date | None = None, *, progress: Callable[[int, int, float], None] = lambda *_: None
+) -> dict[str, Any]:
+    """Train on the items as they are at the end of ``date`` and the pairs of the latest window that ends by then.
+
+    ``progress`` hears (steps done, steps, loss). Returns the step's report. Raises BadInput without vectors or pairs.
+    """
+    section = lake.config.fusion
+    registry = Registry.of(lake)
+    with step_run(lake, STEP, date) as step:
+        encoders, rows = _rows(lake, step, date)
+        dims = {kind: _dim(rows, kind) for kind in encoders}
+        shape = FusionShape(dims, section.dim, section.queries, section.layers, section.heads)
+        day, named = latest_pairs(lake, step.reads(lake, CO_INTERACTION), date)
+        pairs = pair_rows(named, rows["item_id"])
+        if not len(pairs):
+            found = f"{named.num_rows} pairs, none of two embedded items," if named.num_rows else "no pair"
+            raise BadInput(
+                f"{lake.table_uri(CO_INTERACTION)}: {found} by {date or 'any date'}; run `onerec co-interaction` first"
+            )
+        inputs_hash = _fingerprint(section, encoders, rows, pairs)
+        latest = registry.latest("fusion")
+        reused = latest is not None and registry.load("fusion", latest).metadata.get("inputs_hash") == inputs_hash
+        if not reused:
+            data = FusionData(by_kind(rows, dims), presence(rows["presence_mask"].to_numpy(), shape.kinds, KINDS), pairs)
+            training, held_out = split_pairs(pairs, rows["item_id"].to_pylist())
+            folder = lake.local_path("checkpoints", f"fusion-{inputs_hash[:12]}")
+            model, losses = train_fusion(
+                shape,
+                FusionData(data.vectors, data.present, training),
+                section,
+                checkpoints=folder,
+                progress=lambda done, loss: progress(done, section.steps, loss),
+            )
+            metrics = {
+                f"recall_at_{RECALL_AT}": _recalls(model, data, training, held_out),
+                "items": rows.num_rows,
+                "training_pairs": len(training),
+                "held_out_pairs": len(held_out),
+            }
+            metadata = {
+                "encoders": encoders,
+                "shape": shape.to_json(),
+                "dim": shape.dim,
+                "metrics": metrics,
+                "training": section.model_dump(mode="json"),
+                "pairs_date": day.isoformat() if day else None,
+                "inputs": dict(step.inputs),
+                "inputs_hash": inputs_hash,
+            }
+            latest = registry.publish("fusion", metadata, {FUSION_FILE: fusion_bytes(model)}).version
+            shutil.rmtree(folder, ignore_errors=True)
+            step.extra["last_loss"] = round(losses[-1], 6) if losses else None
+        artefact = registry.load("fusion", latest)
+        step.extra |= {"fusion_version": artefact.version, "reused": reused, "metrics": artefact.metadata["metrics"]}
+    return step.to_json()
+
+
+def _rows(lake: Lake, step: StepRun, date: dt.date | None) -> tuple[dict[Kind, str], pa.Table]:
+    """The encoders that have vectors, and a row for each item that has any."""
+    configured = encoder_set(lake.config.embed)
+    with query_engine() as connection:
+        create_contents(connection, lake.dataset(ITEMS, step.reads(lake, ITEMS)), end_of(date, lake.config))
+        version = step.reads(lake, ITEM_VECTORS)
+        usable = create_inputs(connection, lake.dataset(ITEM_VECTORS, version), configured, lake.config.embed)
+        if not usable:
+            raise BadInput(
+                f"{lake.table_uri(ITEM_VECTORS)}: no vector of {', '.join(configured.values())}; run `onerec embed` first"
+            )
+        found = _kinds_found(connection)
+        encoders = {kind: name for kind, name in configured.items() if kind in found}
+        return encoders, input_rows(connection, encoders).to_arrow_table()
+
+
+def _kinds_found(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    return {kind for (kind,) in execute(connection, "SELECT DISTINCT kind FROM inputs")}
+
+
+def _dim(rows: pa.Table, kind: Kind) -> int:
+    vector = next(value for value in rows[f"{kind}_vector"] if value.is_valid)
+    return len(vector)
+
+
+def _fingerprint(section: FusionSection, encoders: Mapping[Kind, str], rows: pa.Table, pairs: np.ndarray) -> str:
+    """What decides the trained model: configuration, contents (by hash, in order of item) and pairs."""
+    described = {"fusion": section.model_dump(mode="json"), "encoders": dict(encoders)}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for item_id, content in zip(rows["item_id"].to_pylist(), rows["content_hash"].to_pylist(), strict=True):
+        digest.update(f"{item_id}\0{content}\n".encode())
+    digest.update(pairs.tobytes())
+    return digest.hexdigest()
+
+
+def _recalls(model: FusionModel, data: FusionData, training: np.ndarray, held_out: np.ndarray) -> dict[str, float | None]:
+    """Held-out pair recall of each modality, of them side by side, and fused."""
+    recalls = {kind: pair_recall(rows, training, held_out, RECALL_AT) for kind, rows in data.vectors.items()}
+    side_by_side = np.concatenate(list(data.vectors.values()), axis=1)
+    recalls["concat"] = pair_recall(side_by_side, training, held_out, RECALL_AT)
+    recalls["fused"] = pair_recall(model.fuse(data.vectors, data.present), training, held_out, RECALL_AT)
+    return recalls
