@@ -217,9 +217,7 @@ def _publish_events(
     """Publish the landing's events; of an impression that several landings bring, the earliest landing's row stays."""
     kept = events.rows.filter(F.col("_fate") == KEPT).drop("_fate", "_reasons", "_row", "_file", "_dated")
     bucket = F.pmod(F.xxhash64("user_id"), F.lit(lake.config.lake.user_buckets)).cast("int")
-    rows = kept.withColumns(
-        {"ingested_at": F.lit(dt.datetime.now(dt.UTC)), "landing_date": F.lit(date), "user_bucket": bucket}
-    )
+    rows = kept.withColumns({"ingested_at": F.lit(dt.datetime.now(dt.UTC)), "landing_date": F.lit(date), "user_bucket": bucket})
     repeated, displaced, rewritten = 0, 0, set[dt.date]()
     if _other_landings(lake, version, date, events.days):
         published = read_version(spark, lake, EVENTS, version).filter(F.col("date").isin(sorted(events.days)))

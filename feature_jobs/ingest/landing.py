@@ -105,7 +105,9 @@ class Landing:
         kind = next((FORMATS[known] for known in FORMATS if f".{extension}".endswith(f".{known}")), None)
         where = f"{self.given}/{name}"
         if kind is None:
-            raise BadInput(f"{where}: an extension that ingest does not read; expected {', '.join('.' + known for known in FORMATS)}")
+            raise BadInput(
+                f"{where}: an extension that ingest does not read; expected {', '.join('.' + known for known in FORMATS)}"
+            )
         if _GLOB.search(f"{self.root}/{name}"):
             raise BadInput(f"{where}: a name with one of * ? [ ] {{ }} \\ cannot be read by Spark; rename it")
         if entry.size == 0 and (kind != "jsonl" or name.endswith(".gz")):

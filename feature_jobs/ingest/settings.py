@@ -47,7 +47,9 @@ def new_config(config_file: str | None, overrides: list[str] | None, day_timezon
     if day_timezone is None:
         return config
     if config.lake.day_timezone not in (Config().lake.day_timezone, day_timezone):
-        raise BadInput(f"landing.json: day_timezone {day_timezone} differs from {TIMEZONE} {config.lake.day_timezone}; settle on one")
+        raise BadInput(
+            f"landing.json: day_timezone {day_timezone} differs from {TIMEZONE} {config.lake.day_timezone}; settle on one"
+        )
     return _read(config_file, [*(overrides or []), f"{TIMEZONE}={day_timezone}"])
 
 
