@@ -5,17 +5,18 @@ item has changed, its old vector is replaced in the same commit.
 """
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import duckdb
 from deltalake import write_deltalake
 
+from pipelines import versions
 from pipelines.contents import create_contents, end_of
 from pipelines.fused_inputs import create_inputs, input_rows, quoted
 from pipelines.runner import LOCAL, open_pipeline
-from pipelines.versions import fusion_versions
 from pipelines.work import as_declared, count, execute, query_engine, work_folder
+from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Registry
 from schemas.runs import TableCounts, step_run
@@ -29,34 +30,28 @@ def run(
     date: dt.date | None = None,
     *,
     fusion_version: str | None = None,
+    refresh: bool = False,
     runner: str = LOCAL,
     options: Sequence[str] = (),
-    progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Fuse the items of the lake as they are at the end of ``date`` (None: as they are). Returns the step's report.
 
-    Without ``fusion_version`` the versions in use: the newest, and that of the live token set where it is another.
-    Raises BadInput without a fusion model, or with one whose encoders have no vectors.
+    Without ``fusion_version`` that of the live token set; with ``refresh``, or before the first token set, the newest.
+    Raises BadInput without a fusion model, or with one that no item has vectors for.
     """
     registry = Registry.of(lake)
     with step_run(lake, STEP, date) as step:
-        versions = fusion_versions(registry, fusion_version)
+        version = versions.fusion_version(registry, fusion_version, refresh=refresh)
         items = step.reads(lake, ITEMS)
-        step.reads(lake, ITEM_VECTORS)
-        total = TableCounts(0, 0, 0, {"unchanged": 0, "no_vectors": 0})
-        for version in versions:
-            counts = _fuse(lake, items, date, registry, version, runner, options)
-            progress(f"fuse: {version}: {counts.rows_out} of {counts.rows_in} items fused")
-            dropped = {reason: total.rows_dropped[reason] + number for reason, number in counts.rows_dropped.items()}
-            total = TableCounts(total.rows_in + counts.rows_in, total.rows_out + counts.rows_out, 0, dropped)
-        step.table(ITEM_VECTORS, total)
-        step.extra["fusion_versions"] = versions
+        vectors = step.reads(lake, ITEM_VECTORS)
+        step.table(ITEM_VECTORS, _fuse(lake, (items, vectors), date, registry, version, runner, options))
+        step.extra["fusion_version"] = version
     return step.to_json()
 
 
 def _fuse(
     lake: Lake,
-    items_version: int,
+    pinned: tuple[int, int],
     date: dt.date | None,
     registry: Registry,
     version: str,
@@ -67,8 +62,13 @@ def _fuse(
 
     encoders = registry.load("fusion", version).metadata["encoders"]
     with work_folder(lake, STEP) as work, query_engine() as connection:
-        live = create_contents(connection, lake.dataset(ITEMS, items_version), end_of(date, lake.config))
-        usable = create_inputs(connection, lake.dataset(ITEM_VECTORS), encoders, lake.config.embed)
+        live = create_contents(connection, lake.dataset(ITEMS, pinned[0]), end_of(date, lake.config))
+        usable = create_inputs(connection, lake.dataset(ITEM_VECTORS, pinned[1]), encoders, lake.config.embed)
+        if not usable:
+            raise BadInput(
+                f"{lake.table_uri(ITEM_VECTORS)}: no item has a vector of {', '.join(encoders.values())}, the encoders of fusion "
+                f"{version}; run `onerec embed` with these first"
+            )
         execute(
             connection,
             f"""

@@ -5,7 +5,7 @@ items of the codebook, so the partition equals what a run from nothing writes. I
 """
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import duckdb
@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import write_deltalake
 
+from pipelines import versions
 from pipelines.fused_inputs import quoted
 from pipelines.runner import LOCAL, open_pipeline
-from pipelines.versions import codebook_versions
 from pipelines.work import count, execute, query_engine, work_folder
 from schemas.errors import BadInput
 from schemas.lake import Lake
@@ -33,29 +33,24 @@ def run(
     date: dt.date | None = None,
     *,
     codebook_version: str | None = None,
+    refresh: bool = False,
     runner: str = LOCAL,
     options: Sequence[str] = (),
-    progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Tokenise every item that has a fused vector of the codebook's fusion version. Returns the step's report.
 
-    Without ``codebook_version`` the versions in use: the newest, and that of the live token set where it is another. An item
-    that was deleted since keeps its tokens (histories refer to it); the trie leaves it out. ``date`` only names the run.
-    Raises BadInput without a codebook, or without fused vectors for it.
+    Without ``codebook_version`` that of the live token set; with ``refresh``, or before the first token set, the newest. An
+    item that was deleted since keeps its tokens (histories refer to it); the trie leaves it out. ``date`` only names the
+    run. Raises BadInput without a codebook, or without fused vectors for it.
     """
     registry = Registry.of(lake)
     with step_run(lake, STEP, date) as step:
-        versions = codebook_versions(registry, codebook_version)
-        vectors, tokens = step.reads(lake, ITEM_VECTORS), step.reads(lake, ITEM_TOKENS)
-        total = TableCounts(0, 0)
-        for version in versions:
-            fusion = registry.load("codebook", version).metadata["fusion_version"]
-            counts, encoded = _tokenize(lake, (vectors, tokens), registry, version, fusion, runner, options)
-            progress(f"tokenize: codebook {version}: {encoded} of {counts.rows_in} items encoded anew")
-            total = TableCounts(total.rows_in + counts.rows_in, total.rows_out + counts.rows_out)
-            step.extra["encoded"] = step.extra.get("encoded", 0) + encoded
-        step.table(ITEM_TOKENS, total)
-        step.extra["codebook_versions"] = versions
+        version = versions.codebook_version(registry, codebook_version, refresh=refresh)
+        fusion = registry.load("codebook", version).metadata["fusion_version"]
+        pinned = step.reads(lake, ITEM_VECTORS), step.reads(lake, ITEM_TOKENS)
+        counts, encoded = _tokenize(lake, pinned, registry, version, fusion, runner, options)
+        step.table(ITEM_TOKENS, counts)
+        step.extra |= {"codebook_version": version, "fusion_version": fusion, "encoded": encoded}
     return step.to_json()
 
 

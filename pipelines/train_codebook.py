@@ -15,11 +15,11 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from pipelines import versions
 from pipelines.contents import create_contents, end_of
 from pipelines.fused_inputs import quoted
 from pipelines.pairs import latest_pairs, pair_rows
 from pipelines.runner import LOCAL, open_pipeline
-from pipelines.versions import fusion_versions
 from pipelines.work import query_engine, work_folder
 from schemas.config import CodebookSection
 from schemas.errors import BadInput
@@ -49,12 +49,14 @@ def run(
     section = lake.config.codebook
     registry = Registry.of(lake)
     with step_run(lake, STEP, date) as step, work_folder(lake, STEP) as work, query_engine() as connection:
-        version = fusion_versions(registry, fusion_version)[0]
+        version = versions.fusion_version(registry, fusion_version, refresh=fusion_version is None)
         connection.register("vectors", lake.dataset(ITEM_VECTORS, step.reads(lake, ITEM_VECTORS)))
         create_contents(connection, lake.dataset(ITEMS, step.reads(lake, ITEMS)), end_of(date, lake.config))
         rows = _sample(connection, version, section)
         if not rows.num_rows:
-            raise BadInput(f"{lake.table_uri(ITEM_VECTORS)}: no fused vector of fusion {version}; run `onerec fuse` first")
+            raise BadInput(
+                f"{lake.table_uri(ITEM_VECTORS)}: no fused vector of fusion {version}; run `onerec fuse --fusion-version {version}` first"
+            )
         day, named = latest_pairs(lake, step.reads(lake, CO_INTERACTION), date)
         inputs_hash = _fingerprint(section, version, rows, named)
         latest = registry.latest("codebook")
@@ -87,9 +89,23 @@ def run(
             "fusion_version": version,
             "reused": reused,
             "warm_started_from": artefact.metadata.get("warm_started_from"),
-            "metrics": artefact.metadata["metrics"],
+            "metrics": _summary(artefact.metadata["metrics"]),
         }
     return step.to_json()
+
+
+def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The figures that a report shows; the codebook keeps all of them."""
+    whole = metrics["prefixes"][-1]
+    return {
+        "items": metrics["items"],
+        "utilization": [round(layer["utilization"], 4) for layer in metrics["layers"]],
+        "entropy_ratio": [round(layer["entropy_ratio"], 4) for layer in metrics["layers"]],
+        "collision_share": metrics["collision_share"],
+        "reconstruction_error": whole.get("reconstruction_error"),
+        "nmi": [entry["nmi"] for entry in metrics["prefixes"]],
+        "behaviour_hit_rate": [entry["behaviour_hit_rate"] for entry in metrics["prefixes"]],
+    }
 
 
 def _sample(connection: duckdb.DuckDBPyConnection, version: str, section: CodebookSection) -> pa.Table:

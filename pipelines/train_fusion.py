@@ -45,7 +45,7 @@ def run(
     registry = Registry.of(lake)
     with step_run(lake, STEP, date) as step:
         encoders, rows = _rows(lake, step, date)
-        dims = {kind: _dim(rows, kind) for kind in encoders}
+        dims: dict[str, int] = {kind: _dim(rows, kind) for kind in encoders}
         shape = FusionShape(dims, section.dim, section.queries, section.layers, section.heads)
         day, named = latest_pairs(lake, step.reads(lake, CO_INTERACTION), date)
         pairs = pair_rows(named, rows["item_id"])

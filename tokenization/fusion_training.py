@@ -10,7 +10,8 @@ never interrupted.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from tokenization.fusion_model import FusionModel, FusionShape
 CHECKPOINT_STEPS = 100
 CHECKPOINT_FILE = "checkpoint.safetensors"
 HELD_OUT_SHARE = 0.1
+SMALL_STEP = 2**17
+"""Numbers of a step (batch × dimension) up to which one thread is used."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,29 @@ def train_fusion(
     With ``checkpoints`` (a folder that belongs to this data and configuration alone) the state is kept every
     CHECKPOINT_STEPS steps and taken up again from there. ``progress`` hears (steps done, loss).
     """
+    with _threads_for(section):
+        return _train(shape, data, section, checkpoints, progress)
+
+
+@contextmanager
+def _threads_for(section: FusionSection) -> Iterator[None]:
+    """One thread for a step of few numbers: handing it out costs more than it saves, and far more on a busy machine."""
+    before = torch.get_num_threads()
+    if section.batch_size * section.dim <= SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train(
+    shape: FusionShape,
+    data: FusionData,
+    section: FusionSection,
+    checkpoints: Path | None,
+    progress: Callable[[int, float], None] | None,
+) -> tuple[FusionModel, list[float]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(section.seed)
         model = FusionModel(shape)
