@@ -20,6 +20,7 @@ from onerec.commands.common import (
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.command("co-interaction")(co_interaction)
+    app.command("lifelong")(lifelong)
     app.command("shards")(shards)
 
 
@@ -39,6 +40,30 @@ def co_interaction(
     opened, day = open_lake(lake, set_), parse_date(date)
     if dry_run:
         print_dry_run("co-interaction", {"co_interaction": [date]}, as_json=as_json)
+        return
+    print_report(job.run(spark_session(master), opened, day).to_json(), as_json=as_json)
+
+
+def lifelong(
+    lake: LakeOption,
+    date: DateOption,
+    master: MasterOption = None,
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress the histories of the buckets whose turn it is to at most lifelong.max_representatives behaviours a user."""
+    from feature_jobs import lifelong as job
+    from feature_jobs.session import spark_session
+    from schemas.lake import open_lake, parse_date
+
+    opened, day = open_lake(lake, set_), parse_date(date)
+    if dry_run:
+        every = not job.refreshed_before(opened, day, job.published_fusion(opened))
+        settings = opened.config
+        buckets = job.buckets_to_refresh(day, settings.lake.user_buckets, settings.lifelong.rotation, every=every)
+        parts = [f"{date}, bucket {bucket}" for bucket in buckets] or ["nothing: no bucket has its turn"]
+        print_dry_run("lifelong", {"pathway_lifelong": parts}, as_json=as_json)
         return
     print_report(job.run(spark_session(master), opened, day).to_json(), as_json=as_json)
 

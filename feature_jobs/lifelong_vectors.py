@@ -1,0 +1,100 @@
+"""The fused item vectors as files that tasks map into memory: sorted keys, their rows, and one float32 matrix.
+
+They lie below ``LAKE/cache``, named by fusion version and the version of ``item_vectors``: written once, streamed, and
+shared by all tasks and following days until either version moves on. Losing them costs one rewrite.
+"""
+
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from feature_jobs.bucket_files import item_keys
+from schemas.errors import BadInput
+from schemas.lake import Lake
+from schemas.tables import ITEM_VECTORS
+
+_BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class VectorFiles:
+    """A folder with ``keys.npy`` (int64, sorted), ``rows.npy`` (int64) and ``vectors.npy`` (float32, rows × d)."""
+
+    folder: Path
+
+    def look_up(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row of each key in ``vectors`` (0 where unknown), and which are known."""
+        known, rows = (np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("keys", "rows"))
+        place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+        found = known[place] == keys
+        return np.where(found, rows[place], 0), found
+
+    def vectors(self) -> np.ndarray:
+        """The matrix, mapped."""
+        matrix: np.ndarray = np.load(self.folder / "vectors.npy", mmap_mode="r")
+        return matrix
+
+
+def vector_files(lake: Lake, fusion_version: str, table_version: int) -> VectorFiles:
+    """The files of a fusion version's vectors, written if absent. Of an item's several contents the one with the greatest
+    hash is kept, so that the choice does not depend on file order.
+
+    Raises BadInput if that version has no vectors, or vectors of different lengths.
+    """
+    cache = lake.local_path("cache")
+    folder = cache / f"fused-{fusion_version}-{table_version}"
+    if folder.is_dir():
+        return VectorFiles(folder)
+    dataset = lake.dataset(ITEM_VECTORS, version=table_version)
+    chosen = (pads.field("kind") == "fused") & (pads.field("source") == fusion_version)
+    count = dataset.count_rows(filter=chosen)
+    if not count:
+        raise BadInput(f"{lake.table_uri(ITEM_VECTORS)}: no vectors of fusion {fusion_version}; run `onerec fuse` first")
+    staging = cache / f".staging-{uuid.uuid4().hex}"
+    staging.mkdir(parents=True)
+    try:
+        batches = dataset.to_batches(columns=["item_id", "content_hash", "vector"], filter=chosen, batch_size=_BATCH_ROWS)
+        _stream(batches, count, staging, f"{lake.table_uri(ITEM_VECTORS)}, fusion {fusion_version}")
+        for old in cache.glob("fused-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        try:
+            os.rename(staging, folder)
+        except OSError:  # another run wrote the same files first
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return VectorFiles(folder)
+
+
+def _stream(batches: "pa.RecordBatchReader", count: int, folder: Path, where: str) -> None:
+    keys, hashes = np.empty(count, np.int64), np.empty(count, "S64")
+    matrix = None
+    start = 0
+    for batch in batches:
+        if not len(batch):
+            continue
+        lengths = pc.unique(pc.list_value_length(batch["vector"])).to_pylist()
+        dim = lengths[0] if matrix is None else matrix.shape[1]
+        if lengths != [dim]:
+            raise BadInput(f"{where}: vectors of lengths {sorted({*lengths, dim})}; run `onerec fuse` again")
+        if matrix is None:
+            matrix = np.lib.format.open_memmap(folder / "vectors.npy", mode="w+", dtype=np.float32, shape=(count, dim))
+        end = start + len(batch)
+        matrix[start:end] = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+        keys[start:end] = item_keys(batch["item_id"]).to_numpy()
+        hashes[start:end] = batch["content_hash"].to_numpy(zero_copy_only=False).astype("S64")
+        start = end
+    if matrix is not None:
+        matrix.flush()
+    order = np.lexsort((hashes, keys))
+    last = np.append(np.diff(keys[order]) != 0, True)
+    np.save(folder / "keys.npy", keys[order][last])
+    np.save(folder / "rows.npy", order[last])
