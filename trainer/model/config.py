@@ -7,6 +7,9 @@ from typing import Any
 
 from schemas.errors import BadInput
 
+MAX_PARTS = 1024
+"""No model has more layers, experts or heads: a description that asks for more is refused before it is built."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -47,6 +50,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Raises BadInput for sizes that cannot make a model."""
+        for name in ("encoder_layers", "decoder_layers", "lifelong_blocks", "experts", "heads"):
+            if not (name == "experts" or getattr(self, name) >= 1) or getattr(self, name) > MAX_PARTS:
+                raise BadInput(f"model {self.preset}: {name} {getattr(self, name)} is not between 1 and {MAX_PARTS}")
         if self.d_model % self.heads:
             raise BadInput(f"model {self.preset}: d_model {self.d_model} is no multiple of {self.heads} heads")
         if self.active_experts > self.experts:
