@@ -1,7 +1,8 @@
 """Nearest centroid of each vector.
 
-``NearestCentroid`` is the one that gives tokens: its answer is the argmin of the float64 distances (ties: the lowest
-index), whatever the batch, the BLAS kernel or the number of threads, so that tokenising is a pure function of a vector.
+``NearestCentroid`` is the one that gives tokens: its answer is the argmin of the distances, as far as float64 tells them
+apart (equal centroids and exact ties: the lowest index), whatever the batch, the BLAS kernel or the number of threads, so
+that tokenising is a pure function of a vector.
 It scores in float32 and sends only the rows whose two best lie within float32's rounding bound through float64.
 ``lloyd_assigner`` is the fast one inside training, by faiss or PyTorch, right up to float32's rounding.
 """
@@ -36,10 +37,10 @@ class NearestCentroid:
         self._squares = np.einsum("ij,ij->i", self._wide, self._wide)
         self._largest = float(np.sqrt(self._squares.max()))
 
-    def __call__(self, vectors: FloatArray) -> tuple[npt.NDArray[np.int64], FloatArray]:
-        """Labels (n,) int64 and squared distances (n,) float32 of float32 vectors (n, dim)."""
+    def __call__(self, vectors: FloatArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Labels (n,) int64 and squared distances (n,) float64 of float32 vectors (n, dim)."""
         labels = np.empty(len(vectors), np.int64)
-        distances = np.empty(len(vectors), np.float32)
+        distances = np.empty(len(vectors))
         step = max(1, _BLOCK_SCORES // max(len(self._first), vectors.shape[1]))
         for start in range(0, len(vectors), step):
             block = vectors[start : start + step]

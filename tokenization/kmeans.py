@@ -192,7 +192,7 @@ def _lloyd(
     return centroids, iterations
 
 
-def _move_to_farthest(rows: Rows, centroids: FloatArray, empty: npt.NDArray[np.int64], distances: FloatArray) -> int:
+def _move_to_farthest(rows: Rows, centroids: FloatArray, empty: npt.NDArray[np.int64], distances: npt.NDArray[Any]) -> int:
     """Put each empty centroid on a different row, the worst represented first (ties: the first row); returns how many."""
     if not len(empty):
         return 0
@@ -219,9 +219,9 @@ def _finish(rows: Rows, unit: ScaledRows, centroids: FloatArray, n_iter: int) ->
     return Clustering(final, labels, float(distances.sum(dtype=np.float64)), n_iter)
 
 
-def _assign_exactly(rows: Rows, centroids: FloatArray) -> tuple[npt.NDArray[np.int32], FloatArray]:
+def _assign_exactly(rows: Rows, centroids: FloatArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
     nearest = NearestCentroid(centroids)
-    labels, distances = np.empty(rows.n, np.int32), np.empty(rows.n, np.float32)
+    labels, distances = np.empty(rows.n, np.int32), np.empty(rows.n)
     for start, stop, block in blocks(rows):
         check_finite(block, start)
         labels[start:stop], distances[start:stop] = nearest(block)

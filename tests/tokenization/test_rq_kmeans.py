@@ -1,0 +1,159 @@
+"""RQ-KMeans: layers, encoding, beam search and decoding, against brute force."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+
+from tests.tokenization.vector_cases import matrices, matrix, squared_distances
+from tokenization import residual
+from tokenization.rq_kmeans import RQKMeans
+from tokenization.vectors import BadVectors
+
+
+def greedy_by_hand(vectors: np.ndarray, codebooks: list[np.ndarray]) -> np.ndarray:
+    codes = []
+    for vector in vectors:
+        left, code = vector.copy(), []
+        for codebook in codebooks:
+            distances = squared_distances(left[None], codebook)[0]
+            code.append(int(distances.argmin()))
+            left = left - codebook[code[-1]]
+        codes.append(code)
+    return np.array(codes, np.uint16)
+
+
+def beam_by_hand(vector: np.ndarray, codebooks: list[np.ndarray], beam: int) -> tuple[int, ...]:
+    alive: list[tuple[int, ...]] = [()]
+    for depth in range(1, len(codebooks) + 1):
+        longer = [(*code, token) for code in alive for token in range(len(codebooks[depth - 1]))]
+        errors = {
+            code: ((vector.astype(np.float64) - sum(codebooks[layer][token] for layer, token in enumerate(code))) ** 2).sum()
+            for code in longer
+        }
+        alive = sorted(longer, key=lambda code: (errors[code], code))[:beam]
+    return alive[0]
+
+
+@settings(max_examples=50, deadline=None)
+@given(vectors=matrices(most_rows=40, most_columns=6), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3))
+def test_fit_encode_and_decode_agree_on_any_matrix(vectors, sizes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = RQKMeans(len(sizes), tuple(sizes)).fit(vectors)
+    codes = model.encode(vectors)
+    assert codes.dtype == np.uint16
+    assert codes.shape == (len(vectors), len(sizes))
+    assert (codes == model.codes_).all()
+    assert (codes < np.array(sizes)).all()
+    assert [codebook.shape for codebook in model.codebooks_] == [(size, vectors.shape[1]) for size in sizes]
+    decoded = model.decode(codes)
+    summed = sum(codebook[codes[:, layer]].astype(np.float64) for layer, codebook in enumerate(model.codebooks_))
+    scale = max(1e-37, float(np.abs(vectors).max()))
+    np.testing.assert_allclose(decoded, summed, rtol=1e-5, atol=1e-5 * scale)
+    norms = np.linalg.norm(vectors.astype(np.float64) - decoded, axis=1)
+    np.testing.assert_allclose(model.residual_norms(vectors, codes), norms, rtol=1e-5, atol=1e-37)
+
+
+@settings(max_examples=30, deadline=None)
+@given(kind=st.sampled_from(("normal", "duplicates", "constant column", "huge", "tiny")), seed=st.integers(0, 999))
+def test_greedy_encoding_is_that_of_the_definition(kind, seed):
+    vectors, codebooks = matrix(kind, 25, 4, seed), [matrix(kind, size, 4, seed + size) for size in (5, 6, 7)]
+    assert (residual.encode(vectors, codebooks) == greedy_by_hand(vectors, codebooks)).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(beam=st.integers(2, 12), seed=st.integers(0, 999))
+def test_beam_search_keeps_the_best_prefixes_of_each_depth(beam, seed):
+    vectors, codebooks = matrix("normal", 12, 5, seed), [matrix("normal", size, 5, seed + size) for size in (3, 4, 5)]
+    found = residual.encode_beam(vectors, codebooks, beam)
+    assert [tuple(code) for code in found.tolist()] == [beam_by_hand(vector, codebooks, beam) for vector in vectors]
+
+
+def test_a_beam_of_everything_is_exhaustive_search_and_one_is_greedy():
+    vectors, codebooks = matrix("normal", 30, 4, 0), [matrix("normal", 5, 4, seed) for seed in (1, 2, 3)]
+    every = np.array(list(itertools.product(range(5), repeat=3)))
+    best = squared_distances(vectors, residual.decode(every, codebooks)).argmin(axis=1)
+    assert (residual.encode_beam(vectors, codebooks, 25) == every[best]).all()
+    assert (residual.encode_beam(vectors, codebooks, 1) == residual.encode(vectors, codebooks)).all()
+    with pytest.raises(ValueError, match="at least 1"):
+        residual.encode_beam(vectors, codebooks, 0)
+
+
+def test_equal_centroids_make_beam_search_choose_the_smaller_code():
+    codebooks = [np.ones((3, 2), np.float32), np.zeros((2, 2), np.float32)]
+    assert residual.encode_beam(np.ones((1, 2), np.float32), codebooks, 3).tolist() == [[0, 0]]
+
+
+def test_each_layer_lowers_the_error_and_uses_every_token():
+    vectors = matrix("normal", 1500, 12, 0)
+    model = RQKMeans(3, (16, 24, 32)).fit(vectors)
+    total = float(((vectors - vectors.mean(axis=0)) ** 2).sum())
+    assert total > model.inertia_[0] > model.inertia_[1] > model.inertia_[2]
+    assert [len(np.unique(model.codes_[:, layer])) for layer in range(3)] == [16, 24, 32]
+    for depth in (1, 2, 3):
+        error = ((vectors.astype(np.float64) - model.decode(model.codes_, depth)) ** 2).sum()
+        np.testing.assert_allclose(error, model.inertia_[depth - 1], rtol=1e-4)
+
+
+def test_a_memory_map_trains_the_same_codebook(tmp_path):
+    vectors = matrix("normal", 3000, 8, 0)
+    np.save(tmp_path / "v.npy", vectors)
+    mapped = RQKMeans(2, 16).fit(np.load(tmp_path / "v.npy", mmap_mode="r"))
+    assert all(
+        (one == other).all() for one, other in zip(mapped.codebooks_, RQKMeans(2, 16).fit(vectors).codebooks_, strict=True)
+    )
+
+
+def test_a_warm_start_from_its_own_codebooks_hardly_moves():
+    vectors = matrix("normal", 2000, 8, 0)
+    first = RQKMeans(3, 16, iterations=200, tolerance=0).fit(vectors)
+    again = RQKMeans(3, 16, warm_start_codebooks=first.codebooks_).fit(vectors)
+    cold = RQKMeans(3, 16, seed=1).fit(vectors)
+    assert (again.codes_ != first.codes_).any(axis=1).mean() < 0.01
+    assert (cold.codes_ != first.codes_).any(axis=1).mean() > 0.5
+
+
+def test_the_callback_names_the_layer():
+    heard = []
+    RQKMeans(2, 4, iterations=2, tolerance=0).fit(matrix("normal", 100, 3, 0), callback=heard.append)
+    assert [(one.layer, one.iteration) for one in heard] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+def test_it_clones_and_transforms():
+    model = RQKMeans(2, (4, 5), seed=3)
+    assert clone(model).get_params()["codebook_size"] == (4, 5)
+    vectors = matrix("normal", 50, 3, 0)
+    assert (model.fit_transform(vectors) == model.encode(vectors)).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (RQKMeans(3, (4, 4)), "one size for each of the 3 layers"),
+        (RQKMeans(1, 65537), "between 1 and 65536"),
+        (RQKMeans(2, 4, warm_start_codebooks=[np.zeros((4, 3)), np.zeros((5, 3))]), r"sizes \[4, 5\]; needs \[4, 4\]"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        model.fit(matrix("normal", 20, 3, 0))
+
+
+def test_bad_vectors_and_codes_are_named():
+    codebooks = [matrix("normal", 4, 3, 0), matrix("normal", 5, 3, 1)]
+    with pytest.raises(BadVectors, match="2 columns; the codebook was trained on 3"):
+        residual.encode(np.zeros((1, 2), np.float32), codebooks)
+    with pytest.raises(BadVectors, match="row 1;"):
+        residual.encode(np.array([[0, 0, 0], [0, np.nan, 0]]), codebooks)
+    with pytest.raises(BadVectors, match=r"row 1 is \[0, 5\]"):
+        residual.decode(np.array([[3, 4], [0, 5]]), codebooks)
+    with pytest.raises(BadVectors, match=r"needs \(n, 2\) integers"):
+        residual.decode(np.zeros((1, 3), int), codebooks)
+    with pytest.raises(BadVectors, match="found 1 codes for 2 vectors"):
+        residual.residual_norms(np.zeros((2, 3)), np.zeros((1, 2), int), codebooks)
