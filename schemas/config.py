@@ -178,8 +178,19 @@ class RewardSection(Section):
     }
     steps: Positive = 200
     batch_size: Positive = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     seed: int = 0
+
+
+class IndustrialRule(Section):
+    """A wish about the items of a category or a tag: demote them above their share, or promote them (reference §5)."""
+
+    name: str
+    category: str | None = None
+    tag: str | None = None
+    factor: float = Field(default=1.0, ge=0)
+    bonus: float = 0.0
+    above_share: Share | None = None
 
 
 class ReinforceSection(Section):
@@ -195,6 +206,8 @@ class ReinforceSection(Section):
     temperature: float = 1.0
     push_every: Positive = 5
     rollout_workers: Positive = 1
+    evaluated_requests: Positive = 32
+    industrial: tuple[IndustrialRule, ...] = ()
     seed: int = 0
 
 

@@ -3,10 +3,10 @@
 Shapes: B users, G samples a user.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+
+from schemas.config import IndustrialRule
 
 
 def format_advantages(legal_BG: Tensor, choices: int, generator: torch.Generator) -> Tensor:
@@ -22,25 +22,11 @@ def format_advantages(legal_BG: Tensor, choices: int, generator: torch.Generator
     return (chosen_BG & legal_BG).to(torch.float32)
 
 
-@dataclass(frozen=True)
-class IndustrialRule:
-    """A wish about a named set of items: demote it where it exceeds its share, or promote it.
-
-    r' = factor · r + bonus for members, while their share of the legal samples exceeds ``above_share``. A factor in (0, 1)
-    with a target share is the paper's (unwanted content); promotion wants a factor above 1, or a bonus, and ``above_share``
-    None, which applies it always.
-    """
-
-    name: str
-    factor: float = 1.0
-    bonus: float = 0.0
-    above_share: float | None = None
-
-
 def industrial_rewards(rewards_BG: Tensor, member_BG: Tensor, valid_BG: Tensor, rule: IndustrialRule) -> tuple[Tensor, float]:
     """Rewards after one rule, and the members' share of the valid samples (0 without any) that it was judged by.
 
-    The share is the whole batch's: what a feed shows too much of is a property of the traffic, not of one user.
+    r' = factor · r + bonus for members, while their share exceeds ``above_share``: a factor in (0, 1) with a target share is
+    the paper's, for unwanted content; promotion wants a factor above 1, or a bonus, and no ``above_share`` (always). The share is the whole batch's: what a feed shows too much of is a property of the traffic, not of one user.
     """
     valid_members_BG = member_BG & valid_BG
     total = int(valid_BG.sum())

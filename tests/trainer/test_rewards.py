@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from trainer.rewards import IndustrialRule, format_advantages, industrial_rewards
+from schemas.config import IndustrialRule
+from trainer.rewards import format_advantages, industrial_rewards
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -42,23 +43,23 @@ VALID = torch.tensor([[True, True, True, False]])
 
 
 def test_a_set_over_its_target_share_is_demoted() -> None:
-    result, share = industrial_rewards(REWARDS, MEMBER, VALID, IndustrialRule("viral", factor=0.5, above_share=0.5))
+    result, share = industrial_rewards(REWARDS, MEMBER, VALID, IndustrialRule(name="viral", factor=0.5, above_share=0.5))
     assert share == pytest.approx(2 / 3)
     assert result.tolist() == [pytest.approx([0.4, 0.4, 0.1, 0.6])]
 
 
 def test_a_set_within_its_target_share_is_left_alone() -> None:
-    result, _ = industrial_rewards(REWARDS, MEMBER, VALID, IndustrialRule("viral", factor=0.5, above_share=0.7))
+    result, _ = industrial_rewards(REWARDS, MEMBER, VALID, IndustrialRule(name="viral", factor=0.5, above_share=0.7))
     assert torch.equal(result, REWARDS)
 
 
 def test_promotion_multiplies_and_adds() -> None:
-    result, _ = industrial_rewards(REWARDS, MEMBER, VALID, IndustrialRule("new authors", factor=1.5, bonus=0.1))
+    result, _ = industrial_rewards(REWARDS, MEMBER, VALID, IndustrialRule(name="new authors", factor=1.5, bonus=0.1))
     assert result.tolist() == [pytest.approx([1.3, 0.4, 0.4, 0.6])]
 
 
 def test_no_legal_sample_at_all_has_share_zero() -> None:
     nothing = torch.zeros_like(VALID)
-    result, share = industrial_rewards(REWARDS, MEMBER, nothing, IndustrialRule("viral", factor=0.5, above_share=0.1))
+    result, share = industrial_rewards(REWARDS, MEMBER, nothing, IndustrialRule(name="viral", factor=0.5, above_share=0.1))
     assert share == 0
     assert torch.equal(result, REWARDS)
