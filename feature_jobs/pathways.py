@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.dataset as pads
 from deltalake.exceptions import CommitFailedError
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 
 from feature_jobs.bucket_files import bucket_files
 from feature_jobs.pathways_bucket import LATE_COLUMNS, WRITTEN, DayInputs, bucket_task
@@ -170,7 +170,7 @@ def commit_partitions(lake: Lake, table: Table, date: dt.date, files: Sequence[d
 
     A commit that meets another run of the same date is made again on the newer version: either's files are whole.
     """
-    actions = [
+    actions: list[AddAction | RemoveAction] = [
         AddAction(
             file["path"],
             file["size"],

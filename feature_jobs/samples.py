@@ -78,7 +78,8 @@ def day_events(events: "DataFrame", date: dt.date, landings: list[dt.date]) -> "
     """The events of a date that came in some landings; partitions are pruned."""
     from pyspark.sql import functions as F
 
-    return events.where((F.col("date") == F.lit(date)) & F.col("landing_date").isin(landings or [None]))
+    chosen = F.col("landing_date").isin(landings) if landings else F.lit(False)
+    return events.where((F.col("date") == F.lit(date)) & chosen)
 
 
 def labelled_by_bucket(events: "DataFrame", before: PreviousState, config: Config) -> "DataFrame":

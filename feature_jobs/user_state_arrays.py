@@ -5,6 +5,7 @@ said otherwise). Nothing here loops over rows in Python; hashing loops over dist
 """
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
@@ -79,12 +80,20 @@ def user_index(users: pa.Array, column: pa.ChunkedArray | pa.Array) -> np.ndarra
 
 
 def log_bucket(milliseconds: np.ndarray, base: float) -> np.ndarray:
-    """⌊log_base(seconds + 1)⌋ (int32) by comparison with the bucket's edges base^k − 1, so that no rounding of a logarithm
-    decides; −1 for a negative (unknown) length. V2's F(d) with ε = 1 s."""
-    longest = int(milliseconds.max(initial=0)) / 1000 + 1
-    count = math.ceil(math.log(longest, base)) + 2
-    edges = np.array([(base**power - 1) * 1000 for power in range(count)])
+    """⌊log_base(seconds + 1)⌋ (int32), −1 for a negative (unknown) length: V2's F(d) with ε = 1 s.
+
+    Compared with the exact edges base^k − 1 in whole milliseconds, so that no rounding of a logarithm decides.
+    """
+    edges = np.array(_bucket_edges(base, int(milliseconds.max(initial=0))), np.int64)
     return np.where(milliseconds < 0, -1, np.searchsorted(edges, milliseconds, side="right") - 1).astype(np.int32)
+
+
+def _bucket_edges(base: float, longest: int) -> list[int]:
+    edges, power = [0], Fraction(base)
+    while (edge := math.ceil((power - 1) * 1000)) <= longest:
+        edges.append(edge)
+        power *= Fraction(base)
+    return edges
 
 
 def behaviours_of(samples: pa.Table) -> pa.Array:

@@ -1,0 +1,75 @@
+"""Runs days through the pure transforms without Spark, as the jobs do, so that many random days cost seconds."""
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from feature_jobs.pathways import taken_in
+from feature_jobs.samples_inputs import sample_landings
+from feature_jobs.samples_labels import EVENT_COLUMNS, label_samples
+from feature_jobs.user_state import FRESH, STATE, advance, align
+from feature_jobs.user_state_arrays import behaviours_of, flat
+from schemas.config import Config
+from schemas.tables import FEEDBACK
+from tests.feature_jobs.reference_pathways import text_hash
+
+Row = dict[str, Any]
+
+
+def event_table(rows: Sequence[Row], items: Sequence[Row], buckets: int) -> pa.Table:
+    """Events joined with their items, as the Spark join hands them to the labels (EVENT_COLUMNS)."""
+    full = []
+    for row in rows:
+        versions = [item for item in items if item["item_id"] == row["item_id"] and item["valid_from"] < row["request_ts"]]
+        item = max(versions, key=lambda item: item["valid_from"], default=None)
+        values = {name: row.get(name, False if name in FEEDBACK else None) for name in EVENT_COLUMNS.names}
+        values["sample_id"] = text_hash(row["user_id"], row["impression_id"])
+        values["user_bucket"] = text_hash(row["user_id"]) % buckets
+        values["item_version_missing"] = item is None
+        for name in ("author_id", "category", "tags"):
+            values[name] = item[name] if item else None
+        values["item_duration_ms"] = item["duration_ms"] if item else None
+        full.append(values)
+    return pa.Table.from_pylist(full, schema=EVENT_COLUMNS)
+
+
+@dataclass
+class ArrowDays:
+    """State carried from day to day by ``label_samples`` and ``advance``."""
+
+    config: Config
+    items: Sequence[Row]
+    state: pa.Table = field(default_factory=STATE.empty_table)
+    seen: list[dt.date] = field(default_factory=list)
+
+    def day(self, day: dt.date, events: Sequence[Row], every: bool = False) -> tuple[pa.Table, pa.Table]:
+        """The day's samples, and the state of its users at the day's start; moves on to the day's end."""
+        pairs = {(row["date"], row["landing_date"]) for row in events}
+        sampled = sample_landings(day, {landing for date, landing in pairs if date == day}, self.seen, every=every)
+        rows = [row for row in events if row["date"] == day and row["landing_date"] in sampled]
+        samples = self._labelled(rows)
+        users = flat(samples["user_id"]).unique()
+        prior = align(self.state, users)
+        seen, late_pairs = taken_in(day, pairs, self.seen, sampled, 30, every=every)
+        late = [row for row in events if (row["date"], row["landing_date"]) in late_pairs]
+        had = {
+            (row["date"], row["user_id"], row["impression_id"])
+            for row in events
+            if row["landing_date"] in (sampled if row["date"] == day else self.seen)
+        }
+        late = [row for row in late if (row["date"], row["user_id"], row["impression_id"]) not in had]
+        parts = [_fresh(samples), _fresh(self._labelled(late))]
+        self.state = advance(self.state, pa.concat_tables(parts), day, seen, self.config)
+        self.seen = seen
+        return samples, prior
+
+    def _labelled(self, rows: Sequence[Row]) -> pa.Table:
+        labelled = label_samples(event_table(rows, self.items, self.config.lake.user_buckets), self.state, self.config)
+        return labelled.filter(labelled["dropped"].is_null())
+
+
+def _fresh(samples: pa.Table) -> pa.Table:
+    return pa.table([flat(samples["user_id"]), flat(samples["date"]), behaviours_of(samples)], schema=FRESH)

@@ -1,0 +1,130 @@
+"""A request sees exactly the behaviours that the system knew by then: weeks of random days against brute force.
+
+These run the pure transforms, so that many ugly days cost seconds; ``test_pathways.py`` runs the jobs on tables.
+"""
+
+import datetime as dt
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from schemas.config import Config
+from tests.feature_jobs.arrow_days import ArrowDays
+from tests.feature_jobs.reference_pathways import Reference, as_behaviour, reconstructed_window
+from tests.feature_jobs.ugly_logs import ugly_log
+
+SMALL = {
+    "samples": {"user_day_cap": 9, "positive": {"repeat_window": 4}},
+    "pathways": {"short_length": 3, "positive_length": 4},
+}
+FULL: dict[str, Any] = {}
+DAYS = {"Asia/Shanghai": dt.date(2026, 1, 1), "America/New_York": dt.date(2026, 2, 20), "UTC": dt.date(2026, 6, 1)}
+"""First days; New York's weeks hold the short day of 2026-03-08."""
+
+
+def settings(zone: str, sections: dict[str, Any]) -> Config:
+    return Config.model_validate({"lake": {"day_timezone": zone}, **sections})
+
+
+@pytest.mark.parametrize("sections", [SMALL, FULL], ids=["small-windows", "full-windows"])
+@pytest.mark.parametrize("zone", DAYS)
+def test_every_request_of_every_day_sees_exactly_what_was_known(zone: str, sections: dict[str, Any]) -> None:
+    config = settings(zone, sections)
+    log = ugly_log(seed=1, config=config, first=DAYS[zone], days=18, users=9)
+    reference, days = Reference(config, log.items, log.users), ArrowDays(config, log.items)
+    requests = seen_pending = 0
+    for day in log.days:
+        landed = [row for row in log.events if row["landing_date"] <= day]
+        samples, prior = days.day(day, landed)
+        by_user = defaultdict(list)
+        for sample in samples.to_pylist():
+            by_user[sample["user_id"]].append(sample)
+        for start in prior.to_pylist():
+            own = by_user[start["user_id"]]
+            for request_ts in {sample["request_ts"] for sample in own}:
+                requests += 1
+                seen_pending += any(entry["observed_ts"] < request_ts for entry in start["pending"])
+                for name, length in (("short", config.pathways.short_length), ("positive", config.pathways.positive_length)):
+                    high = name == "positive"
+                    rebuilt = reconstructed_window(
+                        start[name],
+                        [entry for entry in start["pending"] if entry["feedback"] >> 8 & 1 or not high],
+                        [sample for sample in own if sample["positive"] or not high],
+                        request_ts,
+                        length,
+                    )
+                    exact = reference.visible_window(start["user_id"], own, request_ts, positive=high)
+                    assert rebuilt == exact, (day, start["user_id"], request_ts, name)
+        reference.day(day, landed)
+    assert requests > 200, "the log is too small to prove anything"
+    assert seen_pending > 5, "no request saw a behaviour that was pending when its day began"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_states_and_samples_of_weeks_equal_the_reference(seed: int) -> None:
+    zone = list(DAYS)[seed % len(DAYS)]
+    config = settings(zone, SMALL if seed % 2 else FULL)
+    log = ugly_log(seed=100 + seed, config=config, first=DAYS[zone], days=12, users=8)
+    reference, days = Reference(config, log.items, log.users), ArrowDays(config, log.items)
+    for day in log.days:
+        landed = [row for row in log.events if row["landing_date"] <= day]
+        expected = reference.day(day, landed)
+        samples, _ = days.day(day, landed)
+        names = [name for name in samples.column_names if name not in ("dropped", "item_version_missing")]
+        found = {(row["user_id"], row["sample_id"]): row for row in samples.select(names).to_pylist()}
+        wanted = {(row["user_id"], row["sample_id"]): {name: row.get(name) for name in names} for row in expected.samples}
+        assert found == wanted
+        assert states(days) == expected.state
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_backfilled_stretch_counts_late_rows_once_and_the_days_after_go_on_from_it(seed: int) -> None:
+    config = settings("Asia/Shanghai", SMALL)
+    log = ugly_log(seed=200 + seed, config=config, first=DAYS["Asia/Shanghai"], days=9, users=8)
+    reference, days = Reference(config, log.items, log.users), ArrowDays(config, log.items)
+    for number, day in enumerate(log.days):
+        backfilled = 3 <= number <= 5  # these days see every landing; the others only those up to their own
+        landed = [row for row in log.events if backfilled or number > 5 or row["landing_date"] <= day]
+        expected = reference.day(day, landed, every=backfilled)
+        days.day(day, landed, every=backfilled)
+        assert states(days) == expected.state
+    taken = sum(state["behaviours"] for state in states(days).values())
+    impressions = {(row["user_id"], row["impression_id"]) for row in log.events}
+    assert taken <= len(impressions), "an impression was taken in twice"
+
+
+def test_days_taken_one_by_one_equal_one_backfill_on_the_same_landings_but_for_when_late_rows_came() -> None:
+    config = settings("UTC", FULL | {"samples": {"positive": {"repeat_watch": False}}})
+    log = ugly_log(seed=5, config=config, first=DAYS["UTC"], days=8, users=8)
+    daily, whole = ArrowDays(config, log.items), ArrowDays(config, log.items)
+    for day in log.days:
+        daily.day(day, [row for row in log.events if row["landing_date"] <= day])
+        whole.day(day, log.events, every=True)
+    for user, state in states(daily).items():
+        for name in ("short", "positive", "pending", "behaviours", "active_days", "watch_histogram"):
+            assert state[name] == states(whole)[user][name], (user, name)
+
+
+def states(days: ArrowDays) -> dict[str, dict[str, Any]]:
+    """Users' states as the reference gives them: sample ids for behaviours, tuples for histogram cells."""
+    found = {}
+    for row in days.state.to_pylist():
+        lists = {name: [entry["sample_id"] for entry in row[name]] for name in ("short", "positive", "pending")}
+        cells = [(cell["duration_bucket"], cell["play_bucket"], cell["count"]) for cell in row["watch_histogram"]]
+        user = row.pop("user_id")
+        found[user] = row | lists | {"watch_histogram": cells}
+    return found
+
+
+def test_a_behaviour_carries_its_attributes_and_feedback_bits() -> None:
+    config = settings("UTC", FULL)
+    log = ugly_log(seed=6, config=config, first=DAYS["UTC"], days=2, users=8)
+    days, reference = ArrowDays(config, log.items), Reference(config, log.items, log.users)
+    for day in log.days:
+        days.day(day, log.events)
+        reference.day(day, log.events)
+    for row in days.state.to_pylist():
+        by_id = {entry["sample_id"]: as_behaviour(entry) for entry in reference.taken[row["user_id"]]}
+        for entry in row["short"] + row["positive"] + row["pending"]:
+            assert entry == by_id[entry["sample_id"]]
