@@ -162,7 +162,8 @@ class TestEvaluate:
         assert everyone["generated"]["ndcg@10"] > 2 * everyone["popularity"]["ndcg@10"]
         assert everyone["legal_share"] > 0.3  # 64 codes of 512: a guess is legal one time in eight
 
-    def test_shows_examples(self, trained, evaluated):
+    @pytest.mark.usefixtures("evaluated")
+    def test_shows_examples(self, trained):
         root, log, _ = trained
         shown = json.loads((root / "training" / "pretrain" / "examples.json").read_text())["examples"]
         assert len({example["user_id"] for example in shown}) == 3
