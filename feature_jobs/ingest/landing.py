@@ -17,6 +17,7 @@ from schemas.lake import filesystem_of, normal_root
 from schemas.tables import EVENTS, ITEMS, USERS, Table
 
 FORMATS = {"jsonl": "jsonl", "jsonl.gz": "jsonl", "csv": "csv", "csv.gz": "csv", "parquet": "parquet"}
+_EXTENSIONS = ", ".join(f".{name}" for name in FORMATS)
 LANDED_TABLES = (EVENTS, ITEMS, USERS)
 DESCRIPTION = "landing.json"
 _MAX_DESCRIPTION_BYTES = 1 << 20
@@ -80,7 +81,7 @@ class Landing:
             raise BadInput(f"{self.given}/{subfolders[0]}: a folder where files belong; move its files one level up")
         found = [self._file(entry) for entry in [*plain, *daily]]
         if table is EVENTS and not found:
-            raise BadInput(f"{self.given}/events/{folder}: no file here; expected {', '.join('.' + name for name in FORMATS)}")
+            raise BadInput(f"{self.given}/events/{folder}: no file here; expected {_EXTENSIONS}")
         return sorted(found, key=lambda file: file.name)
 
     def _require_day(self, entries: list[_Entry], folder: str) -> None:
@@ -105,9 +106,7 @@ class Landing:
         kind = next((FORMATS[known] for known in FORMATS if f".{extension}".endswith(f".{known}")), None)
         where = f"{self.given}/{name}"
         if kind is None:
-            raise BadInput(
-                f"{where}: an extension that ingest does not read; expected {', '.join('.' + known for known in FORMATS)}"
-            )
+            raise BadInput(f"{where}: an extension that ingest does not read; expected {_EXTENSIONS}")
         if _GLOB.search(f"{self.root}/{name}"):
             raise BadInput(f"{where}: a name with one of * ? [ ] {{ }} \\ cannot be read by Spark; rename it")
         if entry.size == 0 and (kind != "jsonl" or name.endswith(".gz")):

@@ -1,4 +1,4 @@
-"""Writes what ingest decided, each table by one atomic commit, so that a run that is killed or repeated leaves the same tables."""
+"""Writes what ingest decided, each table by one atomic commit: a run that is killed or repeated leaves the same tables."""
 
 import datetime as dt
 import uuid

@@ -12,9 +12,9 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -139,11 +139,12 @@ def _columns_of(landing: Landing, file: LandingFile) -> list[str]:
         return _keys(stream)
 
 
-def _decompressed(raw: pafs.FileSystem, file: LandingFile) -> io.BufferedIOBase:
+def _decompressed(raw: Any, file: LandingFile) -> Any:
+    """The bytes of a file, as a stream of Python's."""
     return gzip.GzipFile(fileobj=raw) if file.compressed else raw
 
 
-def _header(stream: io.BufferedIOBase) -> list[str]:
+def _header(stream: Any) -> list[str]:
     start = stream.read(MAX_HEADER_BYTES).decode("utf-8-sig", errors="replace")
     header = next(csv.reader(io.StringIO(start, newline="")), [])
     if not all(name.strip() for name in header) or not header:
@@ -151,9 +152,9 @@ def _header(stream: io.BufferedIOBase) -> list[str]:
     return header
 
 
-def _keys(stream: io.BufferedIOBase) -> list[str]:
+def _keys(stream: Any) -> list[str]:
     keys: set[str] = set()
-    for line in itertools.islice(io.TextIOWrapper(stream, errors="replace", newline="\n"), LINES_LOOKED_AT):
+    for line in itertools.islice(io.BufferedReader(stream), LINES_LOOKED_AT):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
@@ -209,7 +210,7 @@ def _read_csv(spark: SparkSession, table: Table, header: list[str], files: Seque
     failure = F.when(
         F.col(_CORRUPT).isNotNull(), F.concat(F.lit("row: not one value a column of the header"), found(F.col(_CORRUPT)))
     )
-    return _typed_columns(frame, table, {name: "string" for name in header}, failure)
+    return _typed_columns(frame, table, dict.fromkeys(header, "string"), failure)
 
 
 def _read_parquet(spark: SparkSession, table: Table, _: list[str], files: Sequence[LandingFile]) -> DataFrame:
