@@ -142,10 +142,10 @@ class CodebookSection(Section):
 
 class TrainSection(Section):
     preset: str = "tiny"
-    batch_requests: Positive = 64
+    batch_requests: Positive = 32
     steps: Positive | None = None
     epochs: Positive = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     rsft_learning_rate: float = 3e-4
     warmup_steps: int = 20
     weight_decay: float = 0.01
