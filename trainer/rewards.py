@@ -26,7 +26,8 @@ def industrial_rewards(rewards_BG: Tensor, member_BG: Tensor, valid_BG: Tensor, 
     """Rewards after one rule, and the members' share of the valid samples (0 without any) that it was judged by.
 
     r' = factor · r + bonus for members, while their share exceeds ``above_share``: a factor in (0, 1) with a target share is
-    the paper's, for unwanted content; promotion wants a factor above 1, or a bonus, and no ``above_share`` (always). The share is the whole batch's: what a feed shows too much of is a property of the traffic, not of one user.
+    the paper's, for unwanted content; promotion wants a factor above 1, or a bonus, and no ``above_share`` (always).
+    The share is the whole batch's: what a feed shows too much of is a property of the traffic, not of one user.
     """
     valid_members_BG = member_BG & valid_BG
     total = int(valid_BG.sum())

@@ -1,3 +1,4 @@
+# ruff: noqa: N815 — fields carry shape suffixes
 """The P-Score network: interests searched in the user's behaviours with the candidate as query, towers, and one score.
 
 Each tower predicts one objective (click, long view, …); the hidden states of all towers, with the user's and the item's
@@ -104,9 +105,7 @@ class PScore(nn.Module):
 
     def forward(self, batch: RequestBatch, candidates: CandidateFeatures) -> Scores:
         """Logits of candidates (B, G) in the contexts of a batch of B requests."""
-        item_BGD = self._item(
-            candidates.tokens_QL, candidates.author_key_Q, candidates.tag_key_QW, candidates.duration_Q
-        )
+        item_BGD = self._item(candidates.tokens_QL, candidates.author_key_Q, candidates.tag_key_QW, candidates.duration_Q)
         user_BGD = self._user(batch).unsqueeze(1).expand_as(item_BGD)
         query_BGD = self.query(item_BGD)
         short_BGD = self._interest(query_BGD, [batch.short])

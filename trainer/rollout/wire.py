@@ -48,9 +48,7 @@ def contexts_from_arrays(arrays: Mapping[str, NDArray[np.generic]]) -> RequestBa
     layers = tensors["short.tokens_BSL"].shape[-1]
     return RequestBatch(
         **{name: tensors[name] for name in (*_STATIC, "request_ts_B")},
-        **{
-            window: BehaviourWindow(**{name: tensors[f"{window}.{name}"] for name in _WINDOW_FIELDS}) for window in _WINDOWS
-        },
+        **{window: BehaviourWindow(**{name: tensors[f"{window}.{name}"] for name in _WINDOW_FIELDS}) for window in _WINDOWS},
         **{name: torch.zeros(requests, 0, dtype=kind) for name, kind in _TARGETS.items()},
         tokens_BTL=torch.zeros(requests, 0, layers, dtype=torch.int64),
         holdout_B=torch.zeros(requests, dtype=torch.bool),
