@@ -211,9 +211,9 @@ def _check_pending(short: _Lists, positive: _Lists, where: str) -> None:
 
 def _aligned(pathway: pa.Table, users: pa.Array, name: str, where: str) -> pa.Table:
     places = pc.index_in(users, value_set=pathway["user_id"])
-    missing = users.filter(pc.is_null(places))
-    if len(missing):
-        raise BadInput(f"{where}: user {missing[0].as_py()!r} has samples but no {name}; run `onerec pathways` again")
+    missing = places.null_count  # counted, not named: messages are kept in pipeline_runs, people are not
+    if missing:
+        raise BadInput(f"{where}: {missing} users have samples but no {name}; run `onerec pathways` for this day again")
     if len(pathway) != len(users):
         raise BadInput(
             f"{where}: {name} has {len(pathway)} rows for {len(users)} users with samples; run `onerec pathways` again"

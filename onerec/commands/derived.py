@@ -1,5 +1,6 @@
 """``onerec co-interaction|lifelong|shards|forget``: what Spark derives from samples and histories."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -22,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command("co-interaction")(co_interaction)
     app.command("lifelong")(lifelong)
     app.command("shards")(shards)
+    app.command("forget")(forget)
 
 
 def co_interaction(
@@ -115,3 +117,26 @@ def shards(
     else:
         report = job.run(spark, opened, day).to_json()
     print_report(report | ({"caught_up": caught_up} if catch_up else {}), as_json=as_json)
+
+
+def forget(
+    lake: LakeOption,
+    users: Annotated[Path, typer.Option("--users", help="Text file, one user id a line.")],
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove people from every table, shard and quarantine row, keep them out, and prove it. Nothing else may write meanwhile."""
+    from feature_jobs import forget as job
+    from schemas.lake import open_lake
+
+    opened, user_ids = open_lake(lake, set_), job.read_users(users)
+    if dry_run:
+        changes = {name: [f"{count} rows"] for name, count in job.rows_to_forget(opened, user_ids).items()}
+        print_dry_run("forget", changes, as_json=as_json)
+        return
+    report = job.run(opened, user_ids).to_json()
+    if not as_json:
+        for name, counts in report.pop("proof").items():
+            progress(f"searched {name}: {counts['files']} files, {counts['values']:,} rows, {counts['found']} found")
+    print_report(report, as_json=as_json)

@@ -133,7 +133,7 @@ def test_records_hold_exactly_the_rows_of_the_tables(make_lake: Callable[..., La
 
 def test_pathways_of_other_samples_are_refused(lake: Lake) -> None:
     inputs = in_memory(lake)
-    with pytest.raises(BadInput, match=r"has samples but no pathway_static; run `onerec pathways`"):
+    with pytest.raises(BadInput, match=r"1 users have samples but no pathway_static; run `onerec pathways`"):
         user_day_records(Inputs(inputs.samples, inputs.static.slice(1), inputs.short, inputs.positive), "here")
     fewer = inputs.samples.filter(pa.compute.not_equal(inputs.samples["user_id"], "anna"))
     with pytest.raises(BadInput, match=r"pathway_static has 11 rows for 10 users"):

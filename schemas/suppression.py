@@ -1,0 +1,63 @@
+"""People who asked to be forgotten: a list of salted hashes beside the tables, so that late rows do not bring them back.
+
+``LAKE/suppression.json`` holds ``{"version": 1, "salt": hex, "hashes": [hex, …]}``, where a hash is the sha256 of the salt's
+text followed by the user id's UTF-8 bytes: in Spark ``sha2(concat(lit(salt), user_id), 256)``.
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow.fs as pafs
+
+from schemas.errors import BadInput
+from schemas.lake import Lake, write_atomically
+
+SUPPRESSION_FILE = "suppression.json"
+MAX_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """The salt and the hashes of the people to leave out."""
+
+    salt: str
+    hashes: frozenset[str]
+
+    def hash_of(self, user_id: str) -> str:
+        """The salted hash of a user id (hex sha256)."""
+        return hashlib.sha256((self.salt + user_id).encode()).hexdigest()
+
+    def __contains__(self, user_id: str) -> bool:
+        return bool(self.hashes) and self.hash_of(user_id) in self.hashes
+
+
+def suppressed_users(lake: Lake) -> Suppression:
+    """The lake's list; empty where nobody was forgotten yet. Raises BadInput for a damaged file, never ignores it."""
+    filesystem, path = lake.filesystem(SUPPRESSION_FILE)
+    info = filesystem.get_file_info(path)
+    if info.type is not pafs.FileType.File:
+        return Suppression("", frozenset())
+    if info.size > MAX_BYTES:
+        raise BadInput(f"{path}: larger than {MAX_BYTES} bytes; not a suppression list of ours")
+    with filesystem.open_input_stream(path) as stream:
+        content = stream.read()
+    try:
+        body = json.loads(content)
+        if body["version"] != 1:
+            raise ValueError(f"version {body['version']!r}")
+        return Suppression(str(body["salt"]), frozenset(map(str, body["hashes"])))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: damaged suppression list ({error}); restore it before anything is ingested") from error
+
+
+def suppress(lake: Lake, user_ids: Iterable[str]) -> int:
+    """Add users to the list, atomically; how many were new."""
+    present = suppressed_users(lake)
+    grown = Suppression(present.salt or secrets.token_hex(16), present.hashes)
+    hashes = grown.hashes | {grown.hash_of(user) for user in user_ids}
+    body = {"version": 1, "salt": grown.salt, "hashes": sorted(hashes)}
+    write_atomically(lake.uri(SUPPRESSION_FILE), (json.dumps(body, indent=1) + "\n").encode())
+    return len(hashes) - len(present.hashes)
