@@ -22,7 +22,7 @@ from schemas.errors import GateFailed
 from schemas.lake import Lake
 from schemas.runs import StepRun, TableCounts, replace_quarantine, step_run
 from schemas.tables import ITEM_VECTORS, ITEMS, QUARANTINE
-from tokenization.encoders import Kind, encoder_set, load_encoder, media_limits
+from tokenization.encoders import Kind, encoder_set, load_encoder
 
 STEP = "embed"
 
@@ -76,7 +76,7 @@ def _encode(
     with open_pipeline(runner, options) as pipeline:
         from pipelines.embed_transforms import embed_contents
 
-        embed_contents(pipeline, parts, known_parts, encoders, section.batch_size, media_limits(section), work)
+        embed_contents(pipeline, parts, known_parts, encoders, section, work)
 
 
 def _column(kind: Kind) -> str:

@@ -14,8 +14,10 @@ import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from pipelines.work import WorkFolder, read_part
-from tokenization.encoders import Encoder, Kind, MediaLimits, Unreadable, load_encoder, unit_rows
+from schemas.config import EmbedSection
+from tokenization.encoders import Encoder, Kind, MediaLimits, Unreadable, load_encoder, media_limits, unit_rows
 from tokenization.encoders.media import decode_picture, decode_sound, media_hash, read_media
+from tokenization.threads import torch_threads
 
 OUTCOME = pa.schema(
     [
@@ -117,11 +119,12 @@ def decide(element: tuple[tuple[str, str], Mapping[str, Iterable[Any]]]) -> Iter
 class EncoderHandler(ModelHandler[Content, list[dict[str, Any]], Encoder]):
     """RunInference's way to an encoder: a batch of contents in, their outcomes out."""
 
-    def __init__(self, name: str, batch_size: int, limits: MediaLimits) -> None:
+    def __init__(self, name: str, batch_size: int, threads: int, limits: MediaLimits) -> None:
         size = batch_size * BATCHES_AT_ONCE
         super().__init__(min_batch_size=size, max_batch_size=size)
         self._name = name
         self._batch_size = batch_size
+        self._threads = threads
         self._limits = limits
 
     def load_model(self) -> Encoder:
@@ -145,7 +148,8 @@ class EncoderHandler(ModelHandler[Content, list[dict[str, Any]], Encoder]):
         """The outcomes of each content: encoded, or rejected with every reason."""
         for contents in _portions(batch, self._limits):
             inputs = [value for _, values, reasons in contents if not reasons for value in values]
-            rows = model.encode(inputs)
+            with torch_threads(self._threads):
+                rows = model.encode(inputs)
             start = 0
             for content, values, reasons in contents:
                 vector = np.full(model.dim, np.nan, np.float32)
@@ -194,11 +198,11 @@ def embed_contents(
     parts: list[str],
     known_parts: list[str],
     encoders: Mapping[Kind, str],
-    batch_size: int,
-    limits: MediaLimits,
+    section: EmbedSection,
     work: WorkFolder,
 ) -> None:
     """Build the pipeline: contents of ``parts`` against the vectors of ``known_parts``; outcomes go to the work folder."""
+    limits = media_limits(section)
     contents = (
         pipeline
         | "parts" >> beam.Create(parts)
@@ -218,7 +222,7 @@ def embed_contents(
         written.append(
             decided.encode
             | f"only {kind}" >> beam.Filter(lambda content, wanted: content.kind == wanted, kind)
-            | f"encode {kind}" >> RunInference(EncoderHandler(name, batch_size, limits))
+            | f"encode {kind}" >> RunInference(EncoderHandler(name, section.batch_size, section.threads, limits))
             | f"outcomes of {kind}" >> beam.FlatMap(lambda rows: rows)
         )
     written | beam.Flatten() | "write" >> beam.ParDo(WriteOutcomes(work))

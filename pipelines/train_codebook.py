@@ -55,7 +55,8 @@ def run(
         rows = _sample(connection, version, section)
         if not rows.num_rows:
             raise BadInput(
-                f"{lake.table_uri(ITEM_VECTORS)}: no fused vector of fusion {version}; run `onerec fuse --fusion-version {version}` first"
+                f"{lake.table_uri(ITEM_VECTORS)}: no fused vector of fusion {version}; "
+                f"run `onerec fuse --fusion-version {version}` first"
             )
         day, named = latest_pairs(lake, step.reads(lake, CO_INTERACTION), date)
         inputs_hash = _fingerprint(section, version, rows, named)

@@ -104,6 +104,7 @@ class EmbedSection(Section):
     image_encoder: str | None = "hog"
     audio_encoder: str | None = "logmel"
     batch_size: Positive = 32
+    threads: Positive = 1
     max_media_bytes: Positive = 64 * 2**20
     max_media_pixels: Positive = 64_000_000
     max_audio_seconds: Positive = 600

@@ -10,8 +10,7 @@ never interrupted.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from torch.nn import functional as F
 
 from schemas.config import FusionSection
 from tokenization.fusion_model import FusionModel, FusionShape
+from tokenization.threads import torch_threads
 
 CHECKPOINT_STEPS = 100
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -58,20 +58,9 @@ def train_fusion(
     With ``checkpoints`` (a folder that belongs to this data and configuration alone) the state is kept every
     CHECKPOINT_STEPS steps and taken up again from there. ``progress`` hears (steps done, loss).
     """
-    with _threads_for(section):
+    small = section.batch_size * section.dim <= SMALL_STEP
+    with torch_threads(1 if small else None):
         return _train(shape, data, section, checkpoints, progress)
-
-
-@contextmanager
-def _threads_for(section: FusionSection) -> Iterator[None]:
-    """One thread for a step of few numbers: handing it out costs more than it saves, and far more on a busy machine."""
-    before = torch.get_num_threads()
-    if section.batch_size * section.dim <= SMALL_STEP:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _train(
