@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SOURCE = "simulate"
 _MARKER = "simulate.unfinished"
+_TASKS_PER_PARTITION = 6
+"""Enough that a Spark task's fixed cost (some 50 ms) does not show, few enough that a lost one is soon made again."""
 _COUNTS = pa.schema([("landing_date", pa.date32()), ("kind", pa.string()), ("rows", pa.int64())])
 
 
@@ -28,7 +30,7 @@ def run(spark: "SparkSession", parameters: Parameters, out: str, *, partitions: 
     """Write the landing zone of a world to ``out``, a local or mounted folder; returns the step's report.
 
     A landing zone of this simulator that lies there is replaced; it stays whole until the new one is. ``partitions``
-    (one a task unless told) changes nothing about the files. Raises BadInput for arguments out of range, or for an
+    of the Spark job change nothing about the files. Raises BadInput for arguments out of range, or for an
     ``out`` that holds anything else.
     """
     begin = time.monotonic()
@@ -94,14 +96,16 @@ def _publish(staging: Path, target: Path, previous: Path) -> None:
 def _run_tasks(spark: "SparkSession", parameters: Parameters, root: Path, partitions: int | None) -> list[Count]:
     """One Spark action: every task writes its files, and their counts come back summed."""
     tasks = list_tasks(parameters)
+    hands = partitions or -(-len(tasks) // _TASKS_PER_PARTITION)
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            for number in batch.column(0).to_pylist():
-                counts = run_task(parameters, tasks[number], root)
-                yield pa.RecordBatch.from_pylist([vars(count) for count in counts], schema=_COUNTS)
+            for hand in batch.column(0).to_pylist():
+                for task in tasks[hand::hands]:  # dealt like cards: tasks of a kind lie together in the list
+                    counts = run_task(parameters, task, root)
+                    yield pa.RecordBatch.from_pylist([vars(count) for count in counts], schema=_COUNTS)
 
-    numbers = spark.range(0, len(tasks), 1, partitions or len(tasks))
+    numbers = spark.range(0, hands, 1, hands)
     done = numbers.mapInArrow(work, "landing_date date, kind string, rows bigint").groupBy("landing_date", "kind").sum("rows")
     return sorted((Count(*row) for row in done.collect()), key=lambda count: (count.landing_date, count.kind))
 
