@@ -110,7 +110,7 @@ class Evaluator:
                 totals.popularity.add(self.popular, relevant)
                 totals.free_samples += legal_BG.shape[1]
                 totals.legal_samples += int(legal_BG[row].sum())
-            if len(self.examples) < self.settings.examples and batch.user_ids[row] not in {e["user_id"] for e in self.examples}:
+            if self._is_example(batch.user_ids[row], relevant):
                 self.examples.append(self._example(batch, row, ranked, positive_BT[row]))
 
     def _items_of(self, codes_WL: np.ndarray, scores_W: np.ndarray) -> list[tuple[int, float, list[int]]]:
@@ -123,23 +123,26 @@ class Evaluator:
             ranked += [(int(self.tokens.keys_I[place]), float(score), code.tolist()) for place in self.trie.items(code)]
         return ranked[:wanted]
 
+    def _is_example(self, user_id: str, relevant: set[int]) -> bool:
+        """One request a user, of those in which the user engaged with something."""
+        shown = {example["user_id"] for example in self.examples}
+        return len(shown) < self.settings.examples and bool(relevant) and user_id not in shown
+
     def _example(
         self, batch: RequestBatch, row: int, ranked: list[tuple[int, float, list[int]]], positive_T: torch.Tensor
     ) -> dict[str, Any]:
         shown = batch.short.item_key_BS[row][batch.short.mask_BS[row]][-_HISTORY_SHOWN:].tolist()
-        targets = batch.target_mask_BT[row].nonzero().flatten().tolist()
+        keys_T, there_T = batch.item_key_BT[row], batch.target_mask_BT[row]
         return {
             "user_id": batch.user_ids[row],
             "request_id": batch.request_ids[row],
             "request_ts": dt.datetime.fromtimestamp(int(batch.request_ts_B[row]) / 1e6, dt.UTC).isoformat(),
             "history": [self.items.item_id(key) for key in shown],
             "generated": [
-                {"item_id": self.items.item_id(key), "log_probability": round(score, 4), "tokens": code}
-                for key, score, code in ranked
+                {"item_id": self.items.item_id(key), "score": round(score, 4), "tokens": code} for key, score, code in ranked
             ],
-            "actual": [
-                {"item_id": self.items.item_id(int(batch.item_key_BT[row, t])), "positive": bool(positive_T[t])} for t in targets
-            ],
+            "impressions": [self.items.item_id(key) for key in keys_T[there_T].tolist()],
+            "next": [self.items.item_id(key) for key in keys_T[positive_T].tolist()],
         }
 
 
@@ -213,7 +216,7 @@ def run(
             raise BadInput(f"{root}/date={day}: no request has a target with tokens; tokenise the items and write it again")
         report = _report(lake, stage, day, saved, evaluator)
         _write(folder / EVALUATION_FILE, report)
-        _write(folder / EXAMPLES_FILE, {"stage": stage, "date": day.isoformat(), "examples": evaluator.examples})
+        _write(folder / EXAMPLES_FILE, {"stage": stage, "date": day.isoformat(), "users": evaluator.examples})
         step.table("evaluation", _accounting(reader, done))
         step.extra |= report
         if gate and report["gate"]["reasons"]:
@@ -232,9 +235,18 @@ def _report(lake: Lake, stage: str, day: dt.date, saved: SavedModel, evaluator: 
         **{name: saved.metadata.get(name) for name in names},
         "beam": evaluator.settings.beam,
         "loss": groups["all"]["loss"],
+        "metrics": _flat(
+            {"loss": groups["all"]["loss"], **groups["all"]["generated"], "legal_share": groups["all"]["legal_share"]}
+        ),
+        "popularity": _flat(groups["all"]["popularity"]),
         "groups": groups,
         "gate": {"previous_loss": previous, "reasons": reasons, "passed": not reasons},
     }
+
+
+def _flat(figures: dict[str, Any]) -> dict[str, float]:
+    """What a table of models shows: the means that exist."""
+    return {name: value for name, value in figures.items() if isinstance(value, float)}
 
 
 def previous_loss(lake: Lake, stage: str, codebook_version: str) -> float | None:

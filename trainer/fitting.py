@@ -80,7 +80,7 @@ def fit(
     """Train a model in place for ``settings.steps`` steps, over as many epochs as that takes.
 
     A state in ``folder`` of the same plan is resumed; one of another plan is replaced. Metrics go to ``metrics.jsonl``
-    (step, loss, token_loss, learning_rate, requests_per_s, expert_load). Raises BadInput if there is nothing to train on,
+    (step, loss, token_loss_1 …, learning_rate, requests_per_s, expert_load). Raises BadInput if there is nothing to train on,
     or the loss is not a number.
     """
     if not len(reader):
@@ -200,7 +200,7 @@ def _log(folder: Path, step: int, loss: float, metrics: LossMetrics, rate: float
     line = {
         "step": step,
         "loss": round(loss, 6),
-        "token_loss": [round(value, 6) for value in metrics.token_loss_L.tolist()],
+        **{f"token_loss_{layer}": round(value, 6) for layer, value in enumerate(metrics.token_loss_L.tolist(), start=1)},
         "learning_rate": rate,
         "requests_per_s": round(speed, 1),
         "expert_load": load,

@@ -9,6 +9,7 @@ from onerec.command_line import run as onerec
 from schemas.config import Config
 from schemas.lake import create_lake, open_lake
 from schemas.registry import Registry
+from schemas.shards import stable_key
 from tests.trainer.made_shards import made_log, write_mask
 from trainer.checkpoints import load_model, model_files
 from trainer.evaluation import popular_items
@@ -155,6 +156,9 @@ class TestEvaluate:
             "others": 210,
         }
         assert evaluated["tables"]["evaluation"]["rows_out"] == 240
+        assert evaluated["metrics"]["loss"] == evaluated["loss"]
+        assert evaluated["metrics"]["recall@5"] == everyone["generated"]["recall@5"]
+        assert evaluated["popularity"]["ndcg@10"] == everyone["popularity"]["ndcg@10"]
 
     def test_generates_better_than_popularity(self, evaluated):
         everyone = evaluated["groups"]["all"]
@@ -165,13 +169,16 @@ class TestEvaluate:
     @pytest.mark.usefixtures("evaluated")
     def test_shows_examples(self, trained):
         root, log, _ = trained
-        shown = json.loads((root / "training" / "pretrain" / "examples.json").read_text())["examples"]
+        shown = json.loads((root / "training" / "pretrain" / "examples.json").read_text())["users"]
         assert len({example["user_id"] for example in shown}) == 3
         requests = {r.request_id: r for day in log.user_days[log.dates[2]] for r in day.requests}
         for example in shown:
             assert len(example["generated"]) == 10
             assert all(tuple(g["tokens"]) == log.codes[g["item_id"]] for g in example["generated"])
-            assert len(example["actual"]) == len(requests[example["request_id"]].events)
+            keys = {stable_key(item): item for item in log.codes}
+            events = requests[example["request_id"]].events
+            assert example["impressions"] == [keys[event["item_key"]] for event in events]
+            assert example["next"] == [keys[event["item_key"]] for event in events if event["feedback"] >> 8 & 1] != []
             assert set(example["history"]) <= set(log.codes)
 
     def test_popularity_is_of_the_training_days_and_users(self, trained):
