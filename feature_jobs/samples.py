@@ -22,6 +22,7 @@ from feature_jobs.samples_labels import LABELLED_COLUMNS, STATE_COLUMNS, check_p
 from feature_jobs.stale import clear_stale
 from feature_jobs.user_state import STATE
 from schemas.config import Config
+from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.runs import StepRun, TableCounts, step_run
 from schemas.tables import DAILY_SAMPLES, EVENTS, ITEMS, USER_STATE
@@ -35,8 +36,8 @@ STEP = "samples"
 def run_samples(spark: "SparkSession", lake: Lake, date: dt.date, *, every_landing: bool = False) -> dict[str, Any]:
     """Publish ``daily_samples`` of a date and return the step's report; ``every_landing`` takes late landings too.
 
-    Raises BadInput for a configuration that names unknown columns or a lake without yesterday's state, GateFailed (and
-    publishes nothing) when a figure leaves its range.
+    Raises BadInput for a configuration that names unknown columns, a date without events or a lake without yesterday's
+    state; GateFailed (and publishes nothing) when a figure leaves its range.
     """
     with step_run(lake, STEP, date) as run:
         _samples(spark, lake, date, every_landing, run)
@@ -53,6 +54,11 @@ def _samples(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bo
     version = run.reads(lake, EVENTS)
     present = {landing for day, landing in event_partitions(lake, version) if day == date}
     landings = sample_landings(date, present, before.seen, every=every_landing)
+    if not landings and settings.gates.min_rows > 0:
+        raise BadInput(
+            f"{lake.table_uri(EVENTS)}: no events of {date}; run `onerec ingest --date {date}` first "
+            "(a day that is empty by right: --set samples.gates.min_rows=0)"
+        )
     events = day_events(read_table(spark, lake, EVENTS, version), date, landings)
     items = read_table(spark, lake, ITEMS, run.reads(lake, ITEMS))
     labelled = labelled_by_bucket(events_to_label(events, items), before, lake.config).persist(StorageLevel.MEMORY_AND_DISK)

@@ -125,7 +125,7 @@ class Reference:
         late_dropped["duplicate"] += len(again)
         self.seen = now
         history = defaultdict(list)
-        end = day_start(day + dt.timedelta(days=1), self.config)
+        end = day_start(day + dt.timedelta(days=1), self.config).astimezone(dt.UTC)
         for sample in samples + late_samples:
             self.taken[sample["user_id"]].append(sample | {"entered": None})
             history[sample["user_id"]].append(sample)
@@ -227,7 +227,7 @@ class Reference:
         return sum(other <= own for other in plays) / len(plays) if plays and bucket >= 0 else None
 
     def _pathway(self, user: str, day: dt.date) -> Row:
-        start = day_start(day, self.config)
+        start = day_start(day, self.config).astimezone(dt.UTC)
         known = sorted((entry for entry in self.taken[user] if entry["entered"] is not None), key=place)
         pending = sorted((entry for entry in self.taken[user] if entry["entered"] is None), key=place)
         snapshots = [row for row in self.users if row["user_id"] == user and row["date"] < day]

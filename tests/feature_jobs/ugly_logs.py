@@ -52,7 +52,7 @@ def _is_active(number: int, day: dt.date, days: list[dt.date], rng: random.Rando
 
 
 def _items(log: Log, rng: random.Random, config: Config) -> None:
-    start = day_start(log.days[0], config)
+    start = day_start(log.days[0], config).astimezone(dt.UTC)
     for number in range(12):
         versions = rng.choice([0, 1, 1, 2, 4])
         for _ in range(versions):
@@ -91,7 +91,7 @@ def _snapshots(log: Log, rng: random.Random, user: str) -> None:
 
 
 def _user_day(log: Log, rng: random.Random, config: Config, user: str, day: dt.date, *, robot: bool) -> None:
-    start, end = day_start(day, config), day_start(day + dt.timedelta(days=1), config)
+    start, end = (day_start(date, config).astimezone(dt.UTC) for date in (day, day + dt.timedelta(days=1)))
     seconds = int((end - start).total_seconds())
     for request in range(rng.choice([8]) if robot else rng.choice([1, 1, 2, 4])):
         # A coarse grid of seconds makes ties; the last minutes make plays that end after midnight.
