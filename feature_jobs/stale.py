@@ -32,6 +32,8 @@ def read_stale(lake: Lake) -> Marks:
             marks: Marks = json.loads(stream.read())
         except ValueError as error:
             raise BadInput(f"{lake.uri(STALE_FILE)}: not JSON; remove it and run the backfill again") from error
+    if not (isinstance(marks, dict) and all(isinstance(steps, dict) for steps in marks.values())):
+        raise BadInput(f"{lake.uri(STALE_FILE)}: not marks of ours (date → step → reason); remove it")
     return marks
 
 

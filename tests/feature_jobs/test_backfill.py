@@ -1,0 +1,121 @@
+"""What a backfill refuses, and how it marks what was made from the days that it rebuilds (the rebuilding: test_pathways)."""
+
+import datetime as dt
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from feature_jobs.backfill import backfill_dates, what_depends
+from feature_jobs.stale import MAX_STALE_BYTES, STALE_FILE, clear_stale, mark_stale, read_stale
+from onerec.command_line import run
+from schemas.errors import BadInput
+from schemas.lake import Lake
+from schemas.tables import CO_INTERACTION, EVENTS, USER_STATE
+from tests.lake_rows import utc, write_rows
+
+DAYS = [dt.date(2026, 1, day) for day in range(1, 13)]
+
+
+def event(name: str, date: dt.date) -> dict[str, Any]:
+    moment = utc(f"{date} 12:00:00")
+    return {
+        "impression_id": name,
+        "request_id": name,
+        "user_id": "u",
+        "item_id": "i",
+        "play_time_ms": 1,
+        "request_ts": moment,
+        "ts": moment,
+        "observed_ts": moment,
+        "ingested_at": moment,
+        "date": date,
+        "landing_date": date,
+    }
+
+
+def test_dates_must_be_in_order_and_have_events(make_lake: Callable[..., Lake]) -> None:
+    lake = make_lake()
+    write_rows(lake, EVENTS, [event("a", DAYS[1])])
+    with pytest.raises(BadInput, match="swap them"):
+        backfill_dates(lake, DAYS[1], DAYS[0])
+    with pytest.raises(BadInput, match="has no events of these dates"):
+        backfill_dates(lake, DAYS[2], DAYS[3])
+    assert backfill_dates(lake, DAYS[0], DAYS[2]) == DAYS[:3]
+
+
+def test_what_was_made_from_the_days_is_named_and_nothing_else(make_lake: Callable[..., Lake]) -> None:
+    lake = make_lake()
+    lists = {name: [] for name in ("short", "positive", "pending", "recent_items", "watch_histogram", "landings_seen")}
+    write_rows(lake, USER_STATE, [{"user_id": "u", "active_days": 1, "behaviours": 0, "date": day, **lists} for day in DAYS])
+    pair = {"kind": "swing", "item_a": "a", "item_b": "b", "score": 1.0, "support": 1}
+    write_rows(lake, CO_INTERACTION, [{"date": day, **pair} for day in DAYS])
+    for day in (DAYS[0], DAYS[4]):
+        lake.local_path("shards", f"date={day}").mkdir(parents=True)
+    found = what_depends(lake, DAYS[2], DAYS[3])
+    steps: dict[str, list[str]] = {}
+    for day, marks in found.items():
+        for step in marks:
+            steps.setdefault(step, []).append(day)
+    assert steps == {
+        "pathways": [str(day) for day in DAYS[4:]],
+        "co-interaction": [str(day) for day in DAYS[2:10]],  # windows of seven days that hold one of the two
+        "shards": [str(DAYS[4])],
+        "train": [str(DAYS[4])],
+    }
+
+
+def test_marks_add_up_and_go_one_by_one(make_lake: Callable[..., Lake]) -> None:
+    lake = make_lake()
+    assert read_stale(lake) == {}
+    mark_stale(lake, {"2026-01-01": {"shards": "one"}, "2026-01-02": {"shards": "two"}})
+    mark_stale(lake, {"2026-01-01": {"pathways": "three"}})
+    assert read_stale(lake) == {"2026-01-01": {"pathways": "three", "shards": "one"}, "2026-01-02": {"shards": "two"}}
+    clear_stale(lake, DAYS[1], "shards")
+    clear_stale(lake, DAYS[1], "shards")
+    clear_stale(lake, DAYS[0], "shards")
+    assert read_stale(lake) == {"2026-01-01": {"pathways": "three"}}
+    assert json.loads(lake.local_path(STALE_FILE).read_text()) == read_stale(lake)
+
+
+def test_a_damaged_or_foreign_file_of_marks_is_named(make_lake: Callable[..., Lake]) -> None:
+    lake = make_lake()
+    for content, found in (("{", "not JSON"), ("[]", "not marks of ours"), (" " * (MAX_STALE_BYTES + 1), "larger than")):
+        lake.local_path(STALE_FILE).write_text(content)
+        with pytest.raises(BadInput, match=rf"stale\.json: {found}"):
+            read_stale(lake)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["backfill", "--from", "2026-01-02", "--to", "2026-01-01", "--dry-run"], "--from 2026-01-02"),
+        (["backfill", "--from", "2026-13-02", "--to", "2026-01-01"], "--from '2026-13-02'"),
+        (["samples", "--date", "yesterday"], "--date 'yesterday'"),
+        (["pathways", "--date", "2026-02-30"], "--date '2026-02-30'"),
+        (["samples", "--date", "2026-01-01", "--set", "samples.caps=1"], "samples.caps"),
+    ],
+)
+def test_bad_options_end_in_one_line(
+    make_lake: Callable[..., Lake], capfd: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    lake = make_lake()
+    assert run([*arguments, "--lake", lake.root]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert named in lines[0]
+
+
+def test_a_dry_run_says_what_would_change_and_writes_nothing(
+    make_lake: Callable[..., Lake], capfd: pytest.CaptureFixture[str]
+) -> None:
+    lake = make_lake()
+    write_rows(lake, EVENTS, [event("a", DAYS[0])])
+    lake.local_path("shards", f"date={DAYS[0]}").mkdir(parents=True)
+    assert run(["backfill", "--from", str(DAYS[0]), "--to", str(DAYS[0]), "--dry-run", "--json", "--lake", lake.root]) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report["would_change"]["user_state"] == ["date=2026-01-01"]
+    assert report["would_change"]["stale.json"] == ["shards of 2026-01-01", "train of 2026-01-01"]
+    assert not lake.local_path(STALE_FILE).exists()
