@@ -112,6 +112,12 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return residual.residual_norms(_validated(self, X, reset=False), codes, self.codebooks_)
 
+    def __sklearn_tags__(self) -> Any:
+        """scikit-learn's tags: codes are integers whatever type the vectors have."""
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
     def _sizes(self) -> tuple[int, ...]:
         size = self.codebook_size
         sizes = tuple(size) if isinstance(size, (tuple, list)) else (size,) * self.n_layers

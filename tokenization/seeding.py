@@ -8,14 +8,17 @@ passes over the sample. With four candidates a place its inertia after ten itera
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from tokenization.vectors import FloatArray, Rows, blocks
 
 _GREEDY_UP_TO = 512
 _STEPS = 400
 _CANDIDATES_A_PLACE = 4
-_SAMPLE_PER_CENTROID = 32
+_SAMPLE_PER_CENTROID = 16
 _SAMPLE_AT_LEAST = 20_000
+_ROWS_A_BLOCK = 4096
+_NOISE = np.float32(8e-7)
 
 
 def seed_centroids(rows: Rows, n_clusters: int, random: np.random.Generator) -> FloatArray:
@@ -28,7 +31,9 @@ def seed_centroids(rows: Rows, n_clusters: int, random: np.random.Generator) -> 
     size = min(rows.n, max(_SAMPLE_PER_CENTROID * n_clusters, _SAMPLE_AT_LEAST))
     chosen = np.sort(random.choice(rows.n, size, replace=False)) if size < rows.n else np.arange(rows.n)
     sample = rows.take(chosen)
-    found = _plus_plus(sample, n_clusters, random)
+    # thousands of small products: on a busy machine BLAS threads wait for each other longer than a product takes
+    with threadpool_limits(1, user_api="blas"):
+        found = _plus_plus(sample, n_clusters, random)
     if len(found) < n_clusters:  # the sample has too few distinct rows; all rows may have more
         distinct = _distinct(rows)
         if len(distinct) > n_clusters:
@@ -42,14 +47,17 @@ def _plus_plus(sample: FloatArray, n_clusters: int, random: np.random.Generator)
     group = 1 if n_clusters <= _GREEDY_UP_TO else -(-n_clusters // _STEPS)
     candidates = 2 + int(np.log(n_clusters)) if group == 1 else _CANDIDATES_A_PLACE
     squares = np.einsum("ij,ij->i", sample, sample)
+    noise = _NOISE * squares
     picked = [int(random.integers(len(sample)))]
-    closest = _squared_distances(sample, squares, sample[picked])[0]
+    closest = np.full(len(sample), np.inf, np.float32)
+    closest = _reached(sample, squares, sample[picked], closest)[0]
     while len(picked) < n_clusters:
+        closest[closest <= noise] = 0  # equal rows, up to rounding
         want = min(group, n_clusters - len(picked))
         drawn = _draw(closest, want * candidates, random)
         if not len(drawn):
             break
-        reached = np.minimum(_squared_distances(sample, squares, sample[drawn]), closest)
+        reached = _reached(sample, squares, sample[drawn], closest)
         best = np.argsort(reached.sum(axis=1, dtype=np.float64), kind="stable")[:want]
         picked.extend(drawn[best].tolist())
         closest = reached[best].min(axis=0)
@@ -67,14 +75,18 @@ def _draw(weights: FloatArray, count: int, random: np.random.Generator) -> npt.N
     return distinct[weights[distinct] > 0]
 
 
-def _squared_distances(sample: FloatArray, squares: FloatArray, centroids: FloatArray) -> FloatArray:
-    """Squared distances (centroids, sample); rounding noise between equal rows becomes 0."""
-    products = centroids @ sample.T
-    norms = np.einsum("ij,ij->i", centroids, centroids)
-    distances: FloatArray = squares[None] - 2 * products + norms[:, None]
-    noise = np.float32(4e-7) * (squares[None] + norms[:, None])
-    distances[distances <= noise] = 0
-    return distances
+def _reached(sample: FloatArray, squares: FloatArray, centroids: FloatArray, closest: FloatArray) -> FloatArray:
+    """Squared distance (centroids, sample) of each row to its closest centroid, were one of ``centroids`` added."""
+    norms = np.einsum("ij,ij->i", centroids, centroids)[:, None]
+    reached = np.empty((len(centroids), len(sample)), np.float32)
+    for start in range(0, len(sample), _ROWS_A_BLOCK):
+        rows = slice(start, start + _ROWS_A_BLOCK)
+        distances = centroids @ sample[rows].T
+        distances *= np.float32(-2)
+        distances += squares[rows]
+        distances += norms
+        np.minimum(distances, closest[rows], out=reached[:, rows])
+    return reached
 
 
 def _distinct(rows: Rows) -> FloatArray:

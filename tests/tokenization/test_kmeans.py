@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.utils.estimator_checks import check_estimator
 
 from schemas.errors import BadInput
 from tests.tokenization.vector_cases import matrices, matrix, squared_distances
 from tokenization.kmeans import KMeans
+from tokenization.rq_kmeans import RQKMeans
 from tokenization.seeding import seed_centroids
 from tokenization.vectors import ArrayRows
 
@@ -154,6 +156,14 @@ def test_the_estimator_follows_the_convention():
     with pytest.raises(ValueError, match="features"):
         model.predict(blobs(10, 3))
     assert (KMeans(3).fit_predict(blobs(50, 2)) == KMeans(3).fit(blobs(50, 2)).labels_).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("estimator", [KMeans(3), RQKMeans(2, 4)], ids=lambda estimator: type(estimator).__name__)
+def test_scikit_learns_own_checks_pass(estimator):
+    done = check_estimator(estimator, on_fail=None)
+    assert [one["check_name"] for one in done if one["status"] == "failed"] == []
+    assert sum(one["status"] == "passed" for one in done) > 35
 
 
 @pytest.mark.parametrize("parameters", [{"n_clusters": 0}, {"iterations": 0}, {"n_init": 0}, {"tolerance": -1}])
