@@ -146,24 +146,24 @@ class TrainSection(Section):
     batch_requests: Positive = 32
     steps: Positive | None = None
     epochs: Positive = 1
-    learning_rate: float = 3e-3
-    rsft_learning_rate: float = 3e-4
-    warmup_steps: int = 20
-    weight_decay: float = 0.01
+    learning_rate: float = Field(default=3e-3, gt=0)
+    rsft_learning_rate: float = Field(default=3e-4, gt=0)
+    warmup_steps: int = Field(default=20, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     max_targets_per_request: Positive = 5
     checkpoint_every: Positive = 200
     log_every: Positive = 10
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
 
 class EvaluateSection(Section):
     beam: Positive = 32
-    top_k: tuple[Positive, ...] = (5, 10)
+    top_k: tuple[Positive, ...] = Field(default=(5, 10), min_length=1)
     max_requests: Positive = 2000
     batch_requests: Positive = 64
     free_samples: Positive = 8
     examples: Positive = 8
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     max_loss: float | None = None
     max_loss_increase: float | None = 0.5
 
