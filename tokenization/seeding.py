@@ -8,7 +8,7 @@ passes over the sample. With four candidates a place its inertia after ten itera
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from tokenization.vectors import FloatArray, Rows, blocks
 
