@@ -3,6 +3,8 @@
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table as RichTable
 
 from onerec.commands.common import DryRunOption, JsonOption, MasterOption, print_dry_run, print_report, progress
 
@@ -62,4 +64,22 @@ def simulate(
     about = f"{users:,} users, {items:,} items, {days} days, about {int(users * events_per_day * days):,} events"
     progress(f"simulate: {about} → {target}")
     report = run(spark_session(master), parameters, out)
-    print_report(report, as_json=as_json)
+    if as_json:
+        print_report(report, as_json=True)
+        return
+    landings = report.pop("landings")
+    print_report(report, as_json=False)
+    _print_landings(landings)
+
+
+def _print_landings(landings: dict[str, dict[str, int]]) -> None:
+    """What is true of each landing, for people."""
+    table = RichTable(title="event rows by landing", title_justify="left")
+    table.add_column("landing")
+    for heading in ("rows", "late", "twice", "broken"):
+        table.add_column(heading, justify="right")
+    for date, kinds in landings.items():
+        twice = sum(rows for kind, rows in kinds.items() if kind.startswith("duplicate_"))
+        broken = sum(rows for kind, rows in kinds.items() if kind.startswith("broken_"))
+        table.add_row(date, *(f"{number:,}" for number in (kinds.get("rows", 0), kinds.get("late", 0), twice, broken)))
+    Console().print(table)

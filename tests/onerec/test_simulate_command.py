@@ -108,6 +108,7 @@ def test_a_rerun_replaces_the_zone_and_clears_what_a_killed_run_left(spark, caps
     zone = tmp_path / "zone"
     first = ["simulate", "--out", str(zone), "--users", "20", "--items", "30", "--days", "2", "--no-media"]
     assert run(first) == 0
+    assert "event rows by landing" in capsys.readouterr().out
     before = contents(zone)
     leftover = tmp_path / "zone.staging"
     leftover.mkdir()
