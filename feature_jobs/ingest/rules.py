@@ -31,7 +31,8 @@ def judge_events(frame: DataFrame, date: dt.date, config: Config) -> DataFrame:
     request, shown, observed = F.col("request_ts"), F.col("ts"), F.col("observed_ts")
     end = day_start(date + dt.timedelta(days=1), config)
     end_of_feedback = end + dt.timedelta(milliseconds=limits.max_play_time_ms)
-    watched = F.greatest(F.least(play, F.lit(limits.max_play_time_ms)), F.lit(0))
+    bounded = F.greatest(F.least(play, F.lit(limits.max_play_time_ms)), F.lit(0))
+    watched = F.when(play.isNotNull(), bounded)  # least and greatest pass over nulls
     # unix_micros keeps its argument within 64 bits: watched is bounded, and years have four digits
     default_observed = F.timestamp_micros(F.unix_micros(shown) + watched * 1000)
     frame = frame.withColumns(

@@ -1,0 +1,311 @@
+"""Bad input through the command line: the exit code, the one line on standard error, and what is left in the lake."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from onerec.command_line import run
+from schemas.config import Config
+from schemas.lake import create_lake, open_lake
+from schemas.tables import EVENTS, ITEMS, PIPELINE_RUNS, QUARANTINE, USERS
+
+Capture = pytest.CaptureFixture[str]
+DAY = "2026-01-31"
+GOOD = {"impression_id": "a", "user_id": "u", "item_id": "i", "ts": f"{DAY}T10:00:00Z", "play_time_ms": 5}
+
+
+@pytest.fixture
+def zone(tmp_path: Path) -> Path:
+    """A landing zone with one good event and its item."""
+    root = tmp_path / "zone"
+    events = root / "events" / f"date={DAY}"
+    events.mkdir(parents=True)
+    (root / "items").mkdir()
+    (events / "part.jsonl").write_text(json.dumps(GOOD) + "\n")
+    (root / "items" / "part.jsonl").write_text('{"item_id": "i", "valid_from": "2025-01-01T00:00:00Z"}\n')
+    return root
+
+
+def _ingest(zone: Path, *more: str, date: str = DAY) -> list[str]:
+    return ["ingest", "--lake", str(zone.parent / "lake"), "--landing", str(zone), "--date", date, *more]
+
+
+def _error(capfd: Capture, arguments: list[str], code: int = 2) -> str:
+    """Run a command that must fail: its one ``error: `` line (Spark's own log lines aside), nothing on standard output."""
+    assert run(arguments) == code
+    output = capfd.readouterr()
+    assert output.out == ""
+    lines = [line for line in output.err.splitlines() if line.startswith(("error", "fault", "Traceback"))]
+    assert len(lines) == 1, output.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def _has_lake(zone: Path) -> bool:
+    return (zone.parent / "lake").exists()
+
+
+# Looked at before an engine starts: nothing is created.
+
+
+def test_missing_landing_folder(zone: Path, capfd: Capture) -> None:
+    assert f"{zone}-typo: no such folder" in _error(capfd, _ingest(Path(f"{zone}-typo")))
+    assert not _has_lake(zone)
+
+
+def test_missing_landing_day_names_the_days_that_are_there(zone: Path, capfd: Capture) -> None:
+    line = _error(capfd, _ingest(zone, date="2026-02-01"))
+    assert "events/date=2026-02-01" in line
+    assert DAY in line
+    assert not _has_lake(zone)
+
+
+@pytest.mark.parametrize("text", ["2026-02-30", "31.01.2026", "20260131", "2026-1-31", "yesterday", ""])
+def test_a_date_that_is_none(zone: Path, capfd: Capture, text: str) -> None:
+    assert f"--date {text!r}: not a date" in _error(capfd, _ingest(zone, date=text))
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("ingest.quarantine_limit=1.5", "ingest.quarantine_limit"),
+        ("lake.user_buckets=0", "lake.user_buckets"),
+        ("lake.day_timezone=Mars/Olympus", "lake.day_timezone"),
+        ("ingest.no_such=1", "ingest.no_such"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_a_setting_out_of_range_or_unknown(zone: Path, capfd: Capture, setting: str, named: str) -> None:
+    assert named in _error(capfd, _ingest(zone, "--set", setting))
+    assert not _has_lake(zone)
+
+
+def test_settings_that_are_no_file_or_no_yaml(zone: Path, capfd: Capture) -> None:
+    assert "settings.yaml: no such file" in _error(capfd, _ingest(zone, "--config", str(zone / "settings.yaml")))
+    (zone / "settings.yaml").write_text("lake: [")
+    assert "settings.yaml: not YAML" in _error(capfd, _ingest(zone, "--config", str(zone / "settings.yaml")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("part.txt", b"x", "an extension that ingest does not read"),
+        ("part.csv", b"", "empty, so truncated"),
+        ("part.jsonl.gz", b"", "empty, so truncated"),
+        ("part*.jsonl", b"{}", "rename it"),
+    ],
+)
+def test_a_file_that_cannot_be_read_by_its_name_or_size(
+    zone: Path, capfd: Capture, name: str, content: bytes, found: str
+) -> None:
+    (zone / "events" / f"date={DAY}" / name).write_bytes(content)
+    line = _error(capfd, _ingest(zone))
+    assert found in line
+    assert f"events/date={DAY}/{name}" in line
+    assert not _has_lake(zone)
+
+
+def test_events_outside_a_day_or_in_a_deeper_folder(zone: Path, capfd: Capture) -> None:
+    (zone / "events" / f"date={DAY}" / "hour=01").mkdir()
+    assert "hour=01" in _error(capfd, _ingest(zone))
+    (zone / "events" / "loose.jsonl").write_text("{}")
+    assert "loose.jsonl" in _error(capfd, _ingest(zone))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"day_timezone": "Nowhere"}', '{"day_timezone": 8}'])
+def test_a_description_that_cannot_be_understood(zone: Path, capfd: Capture, text: str) -> None:
+    (zone / "landing.json").write_text(text)
+    assert "landing.json" in _error(capfd, _ingest(zone))
+    assert not _has_lake(zone)
+
+
+def test_a_landing_of_another_time_zone(zone: Path, capfd: Capture) -> None:
+    create_lake(str(zone.parent / "lake"), Config())
+    (zone / "landing.json").write_text('{"day_timezone": "Asia/Shanghai"}')
+    assert "day_timezone Asia/Shanghai differs" in _error(capfd, _ingest(zone))
+
+
+def test_settings_other_than_the_lakes(zone: Path, capfd: Capture) -> None:
+    create_lake(str(zone.parent / "lake"), Config())
+    (zone / "settings.yaml").write_text("ingest: {max_late_days: 3}")
+    assert "differs from" in _error(capfd, _ingest(zone, "--config", str(zone / "settings.yaml")))
+    assert "fixed for the life" in _error(capfd, _ingest(zone, "--set", "lake.user_buckets=8"))
+
+
+def test_a_damaged_lake_configuration(zone: Path, capfd: Capture) -> None:
+    create_lake(str(zone.parent / "lake"), Config())
+    (zone.parent / "lake" / "onerec.yaml").write_text("lake: {user_buckets: many}")
+    line = _error(capfd, _ingest(zone))
+    assert "onerec.yaml" in line
+    assert "user_buckets" in line
+
+
+def test_a_lake_that_is_none(tmp_path: Path, capfd: Capture) -> None:
+    line = _error(capfd, ["samples", "--lake", str(tmp_path), "--date", DAY])
+    assert "no lake here" in line
+    assert "onerec ingest" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_option_and_an_unknown_one(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEREC_LAKE", raising=False)
+    assert "--lake" in _error(capfd, ["ingest", "--landing", "x", "--date", DAY])
+    assert "--frobnicate" in _error(capfd, ["ingest", "--frobnicate"])
+
+
+def test_a_dry_run_looks_and_writes_nothing(zone: Path, capfd: Capture) -> None:
+    assert run(_ingest(zone, "--dry-run", "--json")) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report["would_change"]["events"] == [f"landing_date={DAY}"]
+    assert report["would_change"]["items"] == ["items/part.jsonl"]
+    assert not _has_lake(zone)
+
+
+# From here on Spark reads.
+
+
+def _tables(zone: Path) -> dict[str, int]:
+    lake = open_lake(str(zone.parent / "lake"))
+    return {table.name: lake.read(table).num_rows for table in (EVENTS, ITEMS, USERS, QUARANTINE)}
+
+
+def _damaged_files() -> dict[str, tuple[bytes, str]]:
+    lines = gzip.compress("".join(json.dumps(GOOD | {"impression_id": str(n)}) + "\n" for n in range(20_000)).encode())
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({name: [value] * 1000 for name, value in GOOD.items()}), sink)
+    whole = sink.getvalue().to_pybytes()
+    nanoseconds = pa.BufferOutputStream()
+    columns: dict[str, Any] = {name: [value] for name, value in GOOD.items()} | {"ts": pa.array([1], pa.timestamp("ns"))}
+    pq.write_table(pa.table(columns), nanoseconds)
+    overwritten = whole[:4] + b"\xff" * 64 + whole[68:]
+    return {
+        "cut.jsonl.gz": (lines[: len(lines) // 2], "truncated or damaged"),
+        "text.jsonl.gz": (b"not gzip at all", "deliver the file again"),
+        "text.csv.gz": (b"not gzip at all", "deliver the file again"),
+        "cut.parquet": (whole[: len(whole) // 2], "deliver the file again"),
+        "pages.parquet": (overwritten, "truncated or damaged"),
+        "nanoseconds.parquet": (nanoseconds.getvalue().to_pybytes(), "use microseconds"),
+        "lacking.csv": (b"impression_id,user_id,item_id,ts\n", "required column 'play_time_ms' is missing"),
+        "twice.csv": (b"impression_id,user_id,item_id,ts,play_time_ms,ts\n", "column 'ts' appears twice"),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("spark")
+@pytest.mark.parametrize("name", sorted(_damaged_files()))
+def test_a_damaged_file_is_named_and_nothing_is_published(zone: Path, capfd: Capture, name: str) -> None:
+    content, found = _damaged_files()[name]
+    (zone / "events" / f"date={DAY}" / name).write_bytes(content)
+    line = _error(capfd, _ingest(zone))
+    assert f"{zone}/events/date={DAY}/{name}: " in line
+    assert found in line
+    assert _tables(zone) == {"events": 0, "items": 0, "users": 0, "quarantine": 0}
+    (attempt,) = open_lake(str(zone.parent / "lake")).read(PIPELINE_RUNS).to_pylist()
+    assert attempt["status"] == "failed"
+    assert name in attempt["message"]
+
+
+BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "wrong type": ({"play_time_ms": "long"}, "play_time_ms: not a whole number of 64 bits (found long)"),
+    "negative play time": ({"play_time_ms": -1}, "play_time_ms: negative (found -1)"),
+    "number out of range": ({"duration_ms": 10**12}, "duration_ms: more than 604800000 (found 1000000000000)"),
+    "unknown item": ({"item_id": "ghost"}, "item_id: no catalogue row knows it (found ghost)"),
+    "date that is none": ({"ts": "2026-02-30T00:00:00Z"}, "ts: not a timestamp like 2026-01-31T12:00:00Z (found 2026-02-30T00:00:00Z)"),
+    "missing": ({"user_id": None}, "user_id: missing"),
+    "not text": ({"user_id": {"id": 7}}, 'user_id: not a text (found {"id":7})'),
+}  # fmt: skip
+
+
+def _add_bad_rows(zone: Path) -> None:
+    rows = [GOOD | {"impression_id": name} | change for name, (change, _) in BAD_ROWS.items()]
+    lines = [*map(json.dumps, rows), json.dumps(GOOD), '{"torn": ']
+    (zone / "events" / f"date={DAY}" / "more.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("spark")
+def test_bad_rows_go_to_quarantine_each_with_its_reason(zone: Path, capfd: Capture) -> None:
+    _add_bad_rows(zone)
+    (zone / "events" / f"date={DAY}" / "wide.csv").write_text(
+        "impression_id,user_id,item_id,ts,play_time_ms,mood\n"
+        f"w,u,i,{DAY}T10:00:00Z,7,happy\n"
+        f"too,many,values,{DAY}T10:00:00Z,7,a,b\n"
+    )  # fmt: skip
+    assert run(_ingest(zone, "--set", "ingest.quarantine_limit=0.9", "--json")) == 0
+    report = json.loads(capfd.readouterr().out)
+    bad = len(BAD_ROWS) + 2
+    assert report["tables"]["events"] == {
+        "rows_in": bad + 3,
+        "rows_out": 2,
+        "rows_quarantined": bad,
+        "rows_dropped": {"duplicate": 1},
+    }
+    assert report["unknown_columns"] == {
+        f"events/date={DAY}/more.jsonl": [],
+        f"events/date={DAY}/wide.csv": ["mood"],
+    } or report["unknown_columns"] == {f"events/date={DAY}/wide.csv": ["mood"]}
+    lake = open_lake(str(zone.parent / "lake"))
+    reasons = {row["row_json"]: row["reasons"] for row in lake.read(QUARANTINE).to_pylist()}
+    for name, (change, reason) in BAD_ROWS.items():
+        assert reasons[json.dumps(GOOD | {"impression_id": name} | change)] == [reason]
+    assert reasons['{"torn": '][0].startswith("row: not a JSON object on a line of its own")
+    (wide,) = [row for row in reasons if "many" in row]
+    assert reasons[wide][0].startswith("row: not one value a column of the header")
+    assert sorted(lake.read(EVENTS)["impression_id"].to_pylist()) == ["a", "w"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("spark")
+def test_too_many_bad_rows_close_the_gate(zone: Path, capfd: Capture) -> None:
+    _add_bad_rows(zone)
+    line = _error(capfd, _ingest(zone), code=3)
+    assert "8 of 10 rows (80.0%)" in line
+    assert "ingest.quarantine_limit" in line
+    assert _tables(zone) == {"events": 0, "items": 0, "users": 0, "quarantine": 8}, "the rejected rows can be looked at"
+    runs = open_lake(str(zone.parent / "lake")).read(PIPELINE_RUNS).to_pylist()
+    assert {row["status"] for row in runs} == {"gate"}
+    (events,) = [row for row in runs if row["table_name"] == "events"]
+    assert (events["rows_in"], events["rows_out"], events["rows_quarantined"]) == (10, 0, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("spark")
+@pytest.mark.parametrize(
+    "uri", ["../secret.png", "/etc/passwd", "media/../../x", "http://host/x.png", "file:///etc/passwd", "a%2e%2e/x"]
+)
+def test_media_outside_the_landing_zone_are_refused(zone: Path, capfd: Capture, uri: str) -> None:
+    item = {"item_id": "j", "valid_from": "2025-01-01T00:00:00Z", "cover_uri": uri, "frame_uris": ["media/a b.png", uri]}
+    (zone / "items" / "more.jsonl").write_text(json.dumps(item))
+    assert "items" in _error(capfd, _ingest(zone), code=3)
+    (row,) = open_lake(str(zone.parent / "lake")).read(QUARANTINE).to_pylist()
+    assert [reason.split(" (")[0] for reason in row["reasons"]] == [
+        "cover_uri: outside the landing zone",
+        "frame_uris: outside the landing zone",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("spark")
+def test_media_inside_become_absolute(zone: Path, capfd: Capture, make_rows: Callable[[dict[str, Any]], None]) -> None:
+    make_rows({"item_id": "j", "valid_from": "2025-01-01T00:00:00Z", "cover_uri": "media/ü b.png", "frame_uris": ["media/1.png"]})
+    assert run(_ingest(zone, "--json")) == 0
+    capfd.readouterr()
+    (row,) = [row for row in open_lake(str(zone.parent / "lake")).read(ITEMS).to_pylist() if row["item_id"] == "j"]
+    assert row["cover_uri"] == f"file://{zone}/media/ü b.png"
+    assert row["frame_uris"] == [f"file://{zone}/media/1.png"]
+
+
+@pytest.fixture
+def make_rows(zone: Path) -> Callable[[dict[str, Any]], None]:
+    """Adds an item row to the landing zone."""
+
+    def add(row: dict[str, Any]) -> None:
+        (zone / "items" / "more.jsonl").write_text(json.dumps(row))
+
+    return add
