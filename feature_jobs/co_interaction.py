@@ -21,6 +21,7 @@ from pyspark.sql import functions as F
 
 from feature_jobs.bucket_files import partition_values
 from feature_jobs.co_interaction_blocks import block_pairs, user_lists
+from feature_jobs.stale import clear_stale
 from schemas.config import CoInteractionSection
 from schemas.errors import BadInput
 from schemas.lake import Lake
@@ -110,6 +111,7 @@ def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
         result.unpersist()
         kept, dropped = totals["kept"], totals["dropped"]
         step.table(CO_INTERACTION, TableCounts(kept + dropped, kept, rows_dropped={"over_max_pairs_per_item": dropped}))
+        clear_stale(lake, date, "co-interaction")
         step.extra["window"] = [day.isoformat() for day in sorted(held) if first <= day <= date]
     return step
 

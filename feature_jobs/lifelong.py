@@ -16,6 +16,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from feature_jobs.bucket_files import BucketFiles, bucket_files
 from feature_jobs.lifelong_bucket import COMPRESSED, HISTORY_COLUMNS, compress
 from feature_jobs.lifelong_vectors import VectorFiles, vector_files
+from feature_jobs.stale import clear_stale
 from schemas.config import LifelongSection
 from schemas.errors import BadInput
 from schemas.lake import Lake, day_start
@@ -49,6 +50,7 @@ def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
             _refresh(spark, lake, date, step, files, vectors, buckets, fusion)
         else:
             step.table(PATHWAY_LIFELONG, TableCounts(0, 0))
+        clear_stale(lake, date, "lifelong")
     return step
 
 

@@ -31,6 +31,7 @@ from feature_jobs.shard_records import (
     user_day_records,
 )
 from feature_jobs.shard_side_tables import keys_with_tokens, write_items, write_lifelong, write_tokens
+from feature_jobs.stale import clear_stale
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Registry
@@ -52,6 +53,7 @@ def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
         write_manifest(day_folder(root, date.isoformat()) / MANIFEST, manifest)
         _drop_stale_masks(root, date, manifest)
         step.extra["files_removed"] = clean(root)
+        clear_stale(lake, date, "shards")
         step.table("shards", TableCounts(rows_in=samples, rows_out=manifest["counts"]["events"]))
         step.extra |= {"counts": manifest["counts"], "codebook_version": manifest["codebook_version"]}
     return step
