@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_jobs.gates import DayFigures, check_gate_names, check_gates, trailing_rows
+from feature_jobs.pathways import run_pathways
 from feature_jobs.samples import run_samples
 from feature_jobs.samples_inputs import published_landings, sample_landings, samples_note
 from feature_jobs.samples_labels import check_positive, label_samples
@@ -18,10 +19,10 @@ from feature_jobs.user_state_arrays import log_bucket
 from schemas.config import Config, GatesSection, PositiveDefinition
 from schemas.errors import BadInput, GateFailed
 from schemas.lake import Lake
-from schemas.tables import DAILY_SAMPLES, EVENTS, ITEMS, PIPELINE_RUNS
+from schemas.tables import DAILY_SAMPLES, EVENTS, HISTORY, ITEMS, PATHWAY_STATIC, PIPELINE_RUNS, USER_STATE
 from tests.feature_jobs import reference_pathways
 from tests.feature_jobs.arrow_days import event_table
-from tests.feature_jobs.reference_pathways import text_hash
+from tests.feature_jobs.reference_pathways import place, text_hash
 from tests.lake_rows import utc, write_rows
 
 DAY = dt.date(2026, 1, 1)
@@ -237,3 +238,22 @@ def test_a_day_that_fails_a_gate_publishes_nothing_and_one_without_events_says_w
     assert published_landings(lake, DAY, lake.table_version(DAILY_SAMPLES)) is None
     with pytest.raises(BadInput, match="onerec ingest --date 2026-01-02"):
         run_samples(spark, lake, DAY + dt.timedelta(days=1))
+
+
+@pytest.mark.slow
+def test_a_lake_of_one_user_and_a_day_that_is_empty_by_right(spark: Any, make_lake: Callable[..., Lake]) -> None:
+    """Most buckets are empty, and on the second day all of them: the state goes on, Spark reads what the tasks wrote."""
+    lake = make_lake(samples={"gates": {"min_rows": 0, "volume_ratio": [0, 5]}})
+    write_rows(lake, EVENTS, [impression(str(number), play_time_ms=number) for number in range(4)])
+    for day in (DAY, DAY + dt.timedelta(days=1)):
+        run_samples(spark, lake, day)
+        run_pathways(spark, lake, day)
+    state = spark.read.format("delta").load(lake.table_uri(USER_STATE)).orderBy("date").toPandas()
+    assert state["behaviours"].tolist() == [4, 4]
+    assert state["active_days"].tolist() == [1, 2]
+    assert [len(short) for short in state["short"]] == [4, 4]
+    history = spark.read.format("delta").load(lake.table_uri(HISTORY)).collect()
+    assert [[entry.play_time_ms for entry in row.behaviours] for row in history] == [
+        [sample["play_time_ms"] for sample in sorted(lake.read(DAILY_SAMPLES).to_pylist(), key=place)]
+    ]
+    assert len(lake.read(PATHWAY_STATIC)) == 1, "nobody was active on the second day"
