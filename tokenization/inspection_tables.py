@@ -53,20 +53,31 @@ def count_tokens(lake: Lake, version: str) -> int:
     return rows
 
 
+def read_codes(lake: Lake, version: str) -> npt.NDArray[np.int32]:
+    """The codes (n, layers) int32 of a version alone, in no order. Raises BadInput for codes of different lengths."""
+    rows = lake.read(ITEM_TOKENS, columns=["tokens"], filter=pads.field("codebook_version") == version)
+    return _codes(lake, version, rows["tokens"].combine_chunks())
+
+
+def _codes(lake: Lake, version: str, tokens: pa.ListArray) -> npt.NDArray[np.int32]:
+    lengths = pc.list_value_length(tokens)
+    layers = int(pc.max(lengths).as_py() or 0)
+    if len(tokens) and pc.min(lengths).as_py() != layers:
+        raise BadInput(f"{lake.table_uri(ITEM_TOKENS)}: codes of {version} differ in length; run `onerec tokenize` again")
+    codes: npt.NDArray[np.int32] = pc.list_flatten(tokens).to_numpy().reshape(len(tokens), layers)
+    return codes
+
+
 def read_tokens(lake: Lake, version: str) -> TokenisedItems:
     """All items of a version; none if it never tokenised. Raises BadInput for codes of different lengths."""
     columns = ["item_id", "tokens", "rank", "residual_norm"]
     rows = lake.read(ITEM_TOKENS, columns=columns, filter=pads.field("codebook_version") == version).combine_chunks()
-    lengths = pc.list_value_length(rows["tokens"])
-    layers = int(pc.max(lengths).as_py() or 0)
-    if rows.num_rows and pc.min(lengths).as_py() != layers:
-        raise BadInput(f"{lake.table_uri(ITEM_TOKENS)}: codes of {version} differ in length; run `onerec tokenize` again")
-    codes = pc.list_flatten(rows["tokens"]).to_numpy().reshape(rows.num_rows, layers)
+    codes = _codes(lake, version, rows["tokens"].combine_chunks())
     ids = rows["item_id"].combine_chunks()
     place = np.empty(rows.num_rows, np.int64)
     place[pc.array_sort_indices(ids).to_numpy()] = np.arange(rows.num_rows)
     ranks = rows["rank"].to_numpy()
-    order = np.lexsort((place, ranks, *(codes[:, layer] for layer in reversed(range(layers)))))
+    order = np.lexsort((place, ranks, *(codes[:, layer] for layer in reversed(range(codes.shape[1])))))
     return TokenisedItems(version, ids, codes, ranks, rows["residual_norm"].to_numpy()).take(order)
 
 

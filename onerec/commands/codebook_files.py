@@ -11,7 +11,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as papq
 
 from onerec.commands.codebook_source import Source
-from onerec.commands.codebook_views import metrics_of
+from onerec.commands.codebook_views import full_metrics
 from tokenization.inspection import category_mix, codebook_figures, prefix_examples
 from tokenization.inspection_report import report_page, thumbnail
 from tokenization.inspection_tables import TokenisedItems, facts_by_item
@@ -28,7 +28,7 @@ def write_report(source: Source, tokens: TokenisedItems, out: Path) -> dict[str,
     """Write the page of a version; returns where, how large and what it shows."""
     lake, artefact = source.need_lake("report"), source.artefact(tokens.version)
     sizes = artefact.metadata["sizes"]
-    metrics = metrics_of(lake, tokens, sizes, full=True)
+    metrics = full_metrics(lake, tokens, sizes)
     trained = artefact.metadata.get("metrics") or {}
     for row, at_training in zip(metrics["prefixes"], trained.get("prefixes", []), strict=False):
         row.setdefault("reconstruction_error", at_training.get("reconstruction_error"))

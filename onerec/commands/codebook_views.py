@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from onerec.commands.codebook_source import Source, metrics_at_training
 from schemas.errors import BadInput
 from schemas.lake import Lake
+from schemas.registry import Artefact
 from tokenization.codebook import KIND, load_codebook
 from tokenization.inspection import category_mix, centroid_shift, churn, gate_checks
 from tokenization.inspection_tables import (
@@ -19,6 +20,7 @@ from tokenization.inspection_tables import (
     count_tokens,
     facts_by_item,
     newest_items,
+    read_codes,
     read_tokens,
     search_items,
 )
@@ -53,11 +55,9 @@ def _version_row(source: Source, version: str, is_latest: bool) -> dict[str, Any
 def inspection(source: Source, version: str | None, *, full: bool) -> dict[str, Any]:
     """A version's metrics and its gate. Raises BadInput where neither tokens nor metrics of training are there."""
     artefact = source.artefact(version)
-    lake = source.need_lake("inspect --full") if full else source.lake
-    tokens = read_tokens(lake, artefact.version) if lake else None
-    if tokens is not None and len(tokens):
-        metrics, origin = metrics_of(lake, tokens, artefact.metadata["sizes"], full=full), "item_tokens"
-    else:
+    metrics = tokens_metrics(source, artefact, full=full)
+    origin = "item_tokens"
+    if metrics is None:
         trained = metrics_at_training(artefact)
         if trained is None:
             raise BadInput(f"codebook {artefact.version}: no item tokens and no metrics of training; run `onerec tokenize` first")
@@ -74,12 +74,21 @@ def inspection(source: Source, version: str | None, *, full: bool) -> dict[str, 
     }
 
 
-def metrics_of(lake: Lake | None, tokens: TokenisedItems, sizes: Sequence[int], *, full: bool) -> dict[str, Any]:
-    """Metrics of item tokens; ``full`` adds what categories and co-watched pairs say."""
-    if not full or lake is None:
-        return codebook_metrics(tokens.codes, sizes)
-    pairs = co_watched_rows(lake, tokens)
-    return codebook_metrics(tokens.codes, sizes, labels=categories_of(lake, tokens), pairs=pairs)
+def tokens_metrics(source: Source, artefact: Artefact, *, full: bool) -> dict[str, Any] | None:
+    """Metrics of a version's item tokens, or None where there are none; ``full`` adds categories and co-watched pairs."""
+    lake = source.need_lake("inspect --full") if full else source.lake
+    if lake is None:
+        return None
+    if full:
+        tokens = read_tokens(lake, artefact.version)
+        return full_metrics(lake, tokens, artefact.metadata["sizes"]) if len(tokens) else None
+    codes = read_codes(lake, artefact.version)
+    return codebook_metrics(codes, artefact.metadata["sizes"]) if len(codes) else None
+
+
+def full_metrics(lake: Lake, tokens: TokenisedItems, sizes: Sequence[int]) -> dict[str, Any]:
+    """Metrics of item tokens with what categories and co-watched pairs say of their prefixes."""
+    return codebook_metrics(tokens.codes, sizes, labels=categories_of(lake, tokens), pairs=co_watched_rows(lake, tokens))
 
 
 def item_view(source: Source, version: str | None, item_id: str, limit: int) -> dict[str, Any]:

@@ -268,6 +268,15 @@ def test_a_version_without_item_tokens_says_what_to_run(small, refusal):
     assert "run `onerec tokenize` first" in line
 
 
+def test_codes_of_different_lengths_are_refused(small, tmp_path, capsys):
+    lake = create_lake(str(tmp_path / "lake"), Config())
+    version = publish_codebook(Registry.of(lake), small.models[0], {}).version
+    row = {"rank": 0, "residual_norm": 1.0, "content_hash": "h", "codebook_version": version}
+    write_rows(lake, ITEM_TOKENS, [row | {"item_id": "a", "tokens": [1, 2, 3]}, row | {"item_id": "b", "tokens": [1]}])
+    assert run(["codebook", "inspect", "--lake", lake.root]) == 2
+    assert "differ in length; run `onerec tokenize` again" in capsys.readouterr().err
+
+
 def test_a_place_that_is_none_ends_in_one_line(refusal, tmp_path, monkeypatch):
     monkeypatch.delenv("ONEREC_LAKE", raising=False)
     assert "give --lake" in refusal("list", lake=False)[1]
