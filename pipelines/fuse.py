@@ -21,6 +21,7 @@ from schemas.lake import Lake
 from schemas.registry import Registry
 from schemas.runs import TableCounts, step_run
 from schemas.tables import ITEM_VECTORS, ITEMS
+from tokenization.fusion_model import load_fusion
 
 STEP = "fuse"
 
@@ -60,7 +61,8 @@ def _fuse(
 ) -> TableCounts:
     from pipelines.part_transforms import FUSED, FusePart, map_parts
 
-    encoders = registry.load("fusion", version).metadata["encoders"]
+    artefact, _ = load_fusion(registry, version)  # also here, so that a damaged one is one line and not a worker's trace
+    encoders = artefact.metadata["encoders"]
     with work_folder(lake, STEP) as work, query_engine() as connection:
         live = create_contents(connection, lake.dataset(ITEMS, pinned[0]), end_of(date, lake.config))
         usable = create_inputs(connection, lake.dataset(ITEM_VECTORS, pinned[1]), encoders, lake.config.embed)

@@ -11,6 +11,14 @@ from typing import Any
 
 from schemas.errors import BadInput
 
+_disabled = logging.root.manager.disable
+logging.disable(logging.WARNING)  # Beam warns about Google's client libraries, which nothing here needs
+try:
+    from apache_beam import Pipeline
+    from apache_beam.options.pipeline_options import PipelineOptions
+finally:
+    logging.disable(_disabled)
+
 LOCAL = "local"
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
@@ -20,14 +28,6 @@ def open_pipeline(runner: str = LOCAL, options: Sequence[str] = ()) -> Any:
 
     Raises BadInput for an option of another form and for a runner that Beam does not know.
     """
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # Beam warns about Google's client libraries, which nothing here needs
-    try:
-        from apache_beam import Pipeline
-        from apache_beam.options.pipeline_options import PipelineOptions
-    finally:
-        logging.disable(disabled)
-
     flags = []
     for option in options:
         name, equals, value = option.partition("=")

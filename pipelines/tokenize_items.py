@@ -23,6 +23,7 @@ from schemas.lake import Lake
 from schemas.registry import Registry
 from schemas.runs import TableCounts, step_run
 from schemas.tables import ITEM_TOKENS, ITEM_VECTORS
+from tokenization.codebook import load_codebook
 from tokenization.collisions import rank_within_code
 
 STEP = "tokenize"
@@ -46,7 +47,8 @@ def run(
     registry = Registry.of(lake)
     with step_run(lake, STEP, date) as step:
         version = versions.codebook_version(registry, codebook_version, refresh=refresh)
-        fusion = registry.load("codebook", version).metadata["fusion_version"]
+        # Loaded here too, so that a damaged codebook is one line and not a worker's trace.
+        fusion = load_codebook(registry, version).metadata["fusion_version"]
         pinned = step.reads(lake, ITEM_VECTORS), step.reads(lake, ITEM_TOKENS)
         counts, encoded = _tokenize(lake, pinned, registry, version, fusion, runner, options)
         step.table(ITEM_TOKENS, counts)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -134,6 +135,6 @@ def load_fusion(registry: Registry, version: str | None = None) -> tuple[Artefac
         with torch.device("meta"):  # nothing is allocated for what the file merely claims
             model = FusionModel(shape)
         model.load_state_dict(state, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BadInput(f"{path}: not a fusion model of this version of onerec; run `onerec train-fusion` again") from error
     return artefact, model.eval()

@@ -48,7 +48,8 @@ ALLOWED = "sentence-transformers:<name or path>, open-clip:<arch>:<pretrained ta
 def encoder_kind(name: str) -> Kind:
     """The kind of content that an encoder string is for; loads nothing. Raises BadInput listing what is allowed."""
     family, colon, argument = name.partition(":")
-    if family not in FAMILIES or bool(colon and argument) == (family in _WITHOUT_ARGUMENT):
+    told_right = not colon if family in _WITHOUT_ARGUMENT else bool(argument)
+    if family not in FAMILIES or not told_right:
         raise BadInput(f"encoder {name!r}: not an encoder; allowed are {ALLOWED}")
     return FAMILIES[family]
 
