@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
-from deltalake import DeltaTable
+from deltalake import CommitProperties, DeltaTable
 
 from feature_jobs.forget_shards import forget_in_shards, search_shards
 from schemas.errors import BadInput
@@ -181,10 +181,19 @@ def _quoted(text: str) -> str:
 
 
 def _drop_old_files(table: DeltaTable) -> None:
-    """Remove files and log entries of earlier versions: their rows, statistics and commit messages name users."""
-    before = table.metadata().configuration.get(_LOG_RETENTION, "interval 30 days")
+    """Remove files and log entries of earlier versions: their rows, statistics and commit messages name users.
+
+    Steps keep notes in ``userMetadata`` (of which landings samples were made, say): these are committed again, oldest first,
+    before the entries that held them go.
+    """
+    retention = table.metadata().configuration.get(_LOG_RETENTION, "interval 30 days")
+    notes = dict.fromkeys(note for commit in table.history() if isinstance(note := commit.get("userMetadata"), str))
     table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
     table.alter.set_table_properties({_LOG_RETENTION: "interval 0 seconds"})
     table.create_checkpoint()
+    for note in reversed(notes):
+        table.alter.set_table_properties(
+            {_LOG_RETENTION: "interval 0 seconds"}, commit_properties=CommitProperties(custom_metadata={"userMetadata": note})
+        )
     table.cleanup_metadata()
-    table.alter.set_table_properties({_LOG_RETENTION: before})
+    table.alter.set_table_properties({_LOG_RETENTION: retention})

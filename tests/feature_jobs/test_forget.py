@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from deltalake import CommitProperties, write_deltalake
 
 from feature_jobs import forget, forget_shards, rsft, shards
 from schemas.errors import BadInput
@@ -85,6 +86,18 @@ def test_no_file_of_the_tables_holds_their_ids_any_more(lake: Lake) -> None:
             if path.is_file():
                 assert "李雷".encode() not in path.read_bytes()
                 assert b"it's me" not in path.read_bytes()
+
+
+def test_notes_of_commits_survive_the_log(lake: Lake) -> None:
+    uri = lake.table_uri(HISTORY)
+    row = pa.Table.from_pylist([{"user_id": "x", "behaviours": [], "user_bucket": 0, "date": DAY}], schema=HISTORY.schema)
+    for note in ("first", "second", "first"):
+        write_deltalake(uri, row, mode="append", commit_properties=CommitProperties(custom_metadata={"userMetadata": note}))
+    for _ in range(2):
+        forget.run(lake, ["anna"])
+        notes = [commit["userMetadata"] for commit in lake.open_table(HISTORY).history() if "userMetadata" in commit]
+        assert notes == ["first", "second"]
+        assert lake.open_table(HISTORY).metadata().configuration["delta.logRetentionDuration"] == "interval 30 days"
 
 
 def test_they_stay_out_by_a_list_that_does_not_name_them(lake: Lake) -> None:
