@@ -12,7 +12,7 @@ import pyarrow.dataset as pads
 import pytest
 
 from feature_jobs.backfill import run_backfill
-from feature_jobs.pathways import run_pathways, taken_in
+from feature_jobs.pathways import run_pathways
 from feature_jobs.pathways_bucket import WRITTEN
 from feature_jobs.samples import run_samples
 from feature_jobs.stale import read_stale
@@ -255,21 +255,3 @@ def commit_or_die(lake, table, day, files):
 pathways.commit_partitions = commit_or_die
 pathways.run_pathways(spark_session("local[2]"), open_lake(root), dt.date.fromisoformat(date))
 """
-
-
-@pytest.mark.parametrize("every", [False, True])
-def test_every_event_is_taken_in_once_whatever_order_landings_come_in(every: bool) -> None:
-    d = [dt.date(2026, 1, day) for day in range(1, 8)]
-    # Landing 3 was ingested late: the state of day 4 had seen landings 1, 2 and 4.
-    partitions = {(d[0], d[0]), (d[0], d[2]), (d[2], d[2]), (d[3], d[3]), (d[4], d[4]), (d[2], d[4]), (d[4], d[5])}
-    seen, late = taken_in(d[4], partitions, {d[0], d[1], d[3]}, {d[4], d[5]} if every else {d[4]}, 30, every=every)
-    assert late == {(d[0], d[2]), (d[2], d[2]), (d[2], d[4])}
-    assert seen == d[:6] if every else d[:5]
-
-
-def test_a_forgotten_landing_is_not_taken_in_again() -> None:
-    day = dt.date(2026, 6, 1)
-    old, recent = day - dt.timedelta(days=61), day - dt.timedelta(days=60)
-    seen, late = taken_in(day, {(old, old), (recent, recent), (day, day)}, {old}, {day}, 30, every=False)
-    assert seen == [recent, day]
-    assert late == {(recent, recent)}

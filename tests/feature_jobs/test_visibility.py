@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from feature_jobs.pathways import taken_in
 from schemas.config import Config
 from tests.feature_jobs.arrow_days import ArrowDays
 from tests.feature_jobs.reference_pathways import Reference, as_behaviour, reconstructed_window
@@ -128,3 +129,21 @@ def test_a_behaviour_carries_its_attributes_and_feedback_bits() -> None:
         by_id = {entry["sample_id"]: as_behaviour(entry) for entry in reference.taken[row["user_id"]]}
         for entry in row["short"] + row["positive"] + row["pending"]:
             assert entry == by_id[entry["sample_id"]]
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_every_event_is_taken_in_once_whatever_order_landings_come_in(every: bool) -> None:
+    d = [dt.date(2026, 1, day) for day in range(1, 8)]
+    # Landing 3 was ingested late: the state of day 4 had seen landings 1, 2 and 4.
+    partitions = {(d[0], d[0]), (d[0], d[2]), (d[2], d[2]), (d[3], d[3]), (d[4], d[4]), (d[2], d[4]), (d[4], d[5])}
+    seen, late = taken_in(d[4], partitions, {d[0], d[1], d[3]}, {d[4], d[5]} if every else {d[4]}, 30, every=every)
+    assert late == {(d[0], d[2]), (d[2], d[2]), (d[2], d[4])}
+    assert seen == d[:6] if every else d[:5]
+
+
+def test_a_forgotten_landing_is_not_taken_in_again() -> None:
+    day = dt.date(2026, 6, 1)
+    old, recent = day - dt.timedelta(days=61), day - dt.timedelta(days=60)
+    seen, late = taken_in(day, {(old, old), (recent, recent), (day, day)}, {old}, {day}, 30, every=False)
+    assert seen == [recent, day]
+    assert late == {(recent, recent)}
