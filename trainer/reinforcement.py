@@ -199,7 +199,7 @@ def _step(
         "clipped_share": outside,
         "groups_with_signal": (advantages_BG != 0).any(dim=1).float().mean(),
     }
-    line: dict[str, Any] = {name: round(float(value), 6) for name, value in figures.items()}
+    line: dict[str, Any] = {name: round(value.item(), 6) for name, value in figures.items()}
     line["reward_mean"] = round(float(legal_p_scores.mean()), 6) if len(legal_p_scores) else None
     line["samples"] = judged.legal_BG.numel()
     line["legal_samples"] = int(judged.legal_BG.sum())

@@ -68,8 +68,6 @@ def run(lake: Lake, request: ReinforceRequest, on_step: Callable[[dict[str, Any]
         run_id = uuid.uuid4().hex[:8]
         with cluster(request.address, cpus=settings.rollout_workers + 1):
             service = RolloutService.start_or_find(namespace_of(lake.root), model, f"{run_id}-0", settings.rollout_workers)
-            if not service.started:
-                service.load_weights(f"{run_id}-0", model)
             before = judge_policy(service, unseen, judge, settings)
             lines = reinforce(
                 model,

@@ -24,7 +24,6 @@ from trainer.rollout.wire import contexts_to_arrays, rows_of, weights_to_arrays
 
 CONTEXTS_PER_CALL = 8
 CALL_SECONDS = 300.0
-RESTARTS = 3
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,12 @@ def namespace_of(lake_root: str) -> str:
 class RolloutService:
     """A pool of generating actors in the cluster that this process has joined."""
 
-    def __init__(self, actors: Sequence[Any], started: bool) -> None:
+    def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = list(actors)
-        self.started = started
-        """Whether this object started the actors (they may have been there)."""
 
     @classmethod
     def start_or_find(cls, namespace: str, model: OneRec, version: str, workers: int) -> "RolloutService":
-        """The pool of a namespace: the one that runs, or a new one of ``workers`` actors with these weights.
+        """The pool of a namespace, the one that runs or a new one of ``workers`` actors, with these weights.
 
         Raises BadInput if a running pool serves a model of other sizes.
         """
@@ -73,19 +70,22 @@ class RolloutService:
                     f"the rollout service serves a model of other sizes (preset {served.get('preset')!r}); "
                     "stop it with `onerec rollout-service --stop` and run again"
                 )
+            found.load_weights(version, model)
             return found
         import ray
 
         weights = ray.put(weights_to_arrays(model.state_dict()))
         remote: Any = ray.remote(Generator)
         actors = [
-            remote.options(
-                name=_name(number), namespace=namespace, lifetime="detached", num_cpus=0, max_restarts=RESTARTS
-            ).remote(model.config.to_json(), version, weights)
+            # One that is left of a pool whose first died is taken over. None restarts by itself: it would come back with
+            # the weights it began with.
+            remote.options(name=_name(number), namespace=namespace, lifetime="detached", num_cpus=0, get_if_exists=True).remote(
+                model.config.to_json(), version, weights
+            )
             for number in range(workers)
         ]
-        pool = cls(actors, started=True)
-        pool.describe()
+        pool = cls(actors)
+        pool.load_weights(version, model)
         return pool
 
     @classmethod
@@ -98,7 +98,7 @@ class RolloutService:
             try:
                 actors.append(ray.get_actor(_name(len(actors)), namespace=namespace))
             except ValueError:  # what Ray raises for a name that nobody has
-                return cls(actors, started=False) if actors else None
+                return cls(actors) if actors else None
 
     def describe(self) -> list[dict[str, Any]]:
         """Model sizes and weights' version of each actor; waits until all are ready."""

@@ -24,8 +24,6 @@ def serve(lake: Lake, stage: str, address: str | None, workers: int, announce: C
     version = next(name for name in model_files(folder) if name.endswith(".safetensors")).removesuffix(".safetensors")
     with cluster(address, cpus=workers + 1) as where:
         service = RolloutService.start_or_find(namespace_of(lake.root), model, version, workers)
-        if not service.started:
-            service.load_weights(version, model)
         announce(where, {"stage": stage, "weights": version, "workers": len(service.actors)})
         if address is None:
             _until_told()
