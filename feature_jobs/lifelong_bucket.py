@@ -83,8 +83,12 @@ def _merged(history: pa.Table, end_micros: int, max_history: int) -> _History:
     user = np.repeat(ranks[names.indices.to_numpy()], lengths)
     flat = lists.flatten()
     observed = pc.struct_field(flat, "observed_ts").cast(pa.int64()).to_numpy()
-    order = np.lexsort((pc.struct_field(flat, "sample_id").to_numpy(), observed, user))
+    sample = pc.struct_field(flat, "sample_id").to_numpy()
+    order = np.lexsort((sample, observed, user))
     order = order[observed[order] < end_micros]
+    # a backfill may leave a late row in two days: the earlier day's, which was rebuilt, comes first in file order
+    again = (np.diff(user[order]) == 0) & (np.diff(observed[order]) == 0) & (sample[order][1:] == sample[order][:-1])
+    order = order[np.concatenate([[True], ~again])] if len(order) else order
     offsets = np.searchsorted(user[order], np.arange(len(users) + 1))
     kept = np.minimum(np.diff(offsets), max_history)
     newest = np.arange(len(order)) >= np.repeat(offsets[1:] - kept, np.diff(offsets))

@@ -29,7 +29,7 @@ ITEM_IDS = [f"i{number}" for number in range(60)]
 
 
 def history_rows(seed: int, users: list[str], count: int) -> list[dict[str, Any]]:
-    """Behaviours of several landings, unsorted times, some observed after the day's end, some of unknown length."""
+    """Behaviours of several days, unsorted times, some observed after the day's end, some of unknown length."""
     rng = random.Random(seed)
     rows = []
     for user in users:
@@ -112,7 +112,8 @@ def test_a_bucket_is_compressed_by_the_rule(tmp_path: Path, seed: int, max_histo
     settings = LifelongSection(max_history=max_history, max_representatives=max_representatives)
     rows = history_rows(seed, ["anna", "bert", "李雷", ""], count=30)
     files, vectors = save_vectors(tmp_path / "vectors", ITEM_IDS[:50])
-    table = pa.Table.from_pylist(rows, schema=HISTORY.schema).select(HISTORY_COLUMNS.names)
+    twice = [row | {"behaviours": [one | {"feedback": 0} for one in row["behaviours"][:5]]} for row in rows]
+    table = pa.Table.from_pylist(rows + twice, schema=HISTORY.schema).select(HISTORY_COLUMNS.names)
     found = compress(table, micros(END), settings, files)
     expected = expected_rows(rows, vectors, settings)
     assert found["user_id"].to_pylist() == sorted(expected, key=str.encode)
