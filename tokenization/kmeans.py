@@ -174,8 +174,8 @@ def _lloyd(
         distances = np.empty(rows.n, np.float32)
         for start, stop, block in blocks(rows):
             labels, distances[start:stop] = assign(block)
-            members = csr_matrix((np.ones(len(labels)), (labels, np.arange(len(labels)))), shape=(len(centroids), len(labels)))
-            sums += members @ block.astype(np.float64)
+            members = csr_matrix((np.ones(len(labels)), labels, np.arange(len(labels) + 1)), shape=(len(labels), len(centroids)))
+            sums += members.T @ block.astype(np.float64)
             counts += np.bincount(labels, minlength=len(centroids))
         inertia = float(distances.sum(dtype=np.float64))
         filled = counts > 0
