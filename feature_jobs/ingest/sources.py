@@ -173,7 +173,8 @@ def _file_name() -> Column:
 
 
 def _read_json(spark: SparkSession, table: Table, _: list[str], files: Sequence[LandingFile]) -> DataFrame:
-    lines = spark.read.option("lineSep", "\n").text(_paths(files)).select(F.make_valid_utf8("value").alias("_row"), _file_name())
+    line = F.rtrim(F.make_valid_utf8("value"), F.lit("\r"))
+    lines = spark.read.option("lineSep", "\n").text(_paths(files)).select(line.alias("_row"), _file_name())
     lines = lines.filter(~F.col("_row").rlike(r"^\s*\z"))
     columns = input_columns(table)
     schema = StructType([StructField(column.name, StringType()) for column in columns])
