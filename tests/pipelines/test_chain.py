@@ -205,7 +205,7 @@ def test_steps_out_of_order_say_what_to_run(make_lake: Callable[..., Lake], tiny
         fuse.run(lake, DAY)
     with pytest.raises(BadInput, match="no codebook published yet; run `onerec train-codebook` first"):
         tokenize_items.run(lake, DAY)
-    with pytest.raises(BadInput, match="no pair by 2025-12-31; run `onerec co-interaction` first|run `onerec embed` first"):
+    with pytest.raises(BadInput, match=r"no pair by 2025-12-31; run `onerec co-interaction` first|run `onerec embed` first"):
         train_fusion.run(lake, dt.date(2025, 12, 31))
     empty = make_lake("empty", **settings(tiny_text_encoder))
     write_rows(empty, ITEMS, [item("a", title="tea")])
