@@ -7,19 +7,21 @@ users a second time. Here the driver reads the Delta logs once, and each task op
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
-from pyspark.sql import SparkSession
 
 from schemas.errors import BadInput
 from schemas.lake import Lake, filesystem_of
 from schemas.shards import stable_key
 from schemas.tables import Table
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _relaxed_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def run_by_bucket(spark: SparkSession, buckets: Sequence[int], work: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
+def run_by_bucket(spark: "SparkSession", buckets: Sequence[int], work: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
     """Call ``work(bucket)`` once in a task of its own for each bucket; its (small, JSON) results in the order given.
 
     Raises BadInput with a task's message if it raised one.

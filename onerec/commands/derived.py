@@ -1,5 +1,6 @@
 """``onerec co-interaction|lifelong|shards|forget``: what Spark derives from samples and histories."""
 
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -94,8 +95,10 @@ def shards(
         raise BadInput("--retokenise, --verify and --targets rsft exclude one another; --catch-up goes with building only")
     opened, day = open_lake(lake, set_), parse_date(date)
     if verify:
-        checked = job.verify(opened, day)
-        print_report({"step": "shards", "date": date, "seconds": 0.0, "tables": {}, "files_verified": checked}, as_json=as_json)
+        clock = time.perf_counter()
+        checked = {"files_verified": job.verify(opened, day)}
+        seconds = round(time.perf_counter() - clock, 3)
+        print_report({"step": "shards", "date": date, "seconds": seconds, "tables": {}} | checked, as_json=as_json)
         return
     missing = job.days_to_catch_up(opened, day, catch_up)
     present = (day_folder(shards_root(opened), date) / MANIFEST).is_file()

@@ -338,6 +338,13 @@ def test_what_is_missing_is_said(spark: Any, lake: Lake) -> None:
     with pytest.raises(BadInput, match="no token set is published"):
         shards.run(spark, lake, DAY)
     shard_lake.publish_tokens(lake, ITEM_IDS)
+    newcomer = lake.read(DAILY_SAMPLES).slice(0, 1).to_pylist()[0] | {
+        "user_id": "newcomer",
+        "user_bucket": user_bucket("newcomer", 4),
+    }
+    write_rows(lake, DAILY_SAMPLES, [newcomer])
+    with pytest.raises(BadInput, match=r"1 users have samples but no pathway_static"):
+        shards.run(spark, lake, DAY)
     with pytest.raises(BadInput, match=r"no samples of 2026-01-06; run `onerec samples"):
         shards.run(spark, lake, DAY + dt.timedelta(days=1))
     with pytest.raises(BadInput, match="no shard of this day"):
