@@ -17,7 +17,14 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from feature_jobs.bucket_files import bucket_files
 from feature_jobs.pathways_bucket import LATE_COLUMNS, WRITTEN, DayInputs, bucket_task
-from feature_jobs.samples_inputs import event_partitions, events_to_label, previous_state, published_landings, read_table
+from feature_jobs.samples_inputs import (
+    event_partitions,
+    events_to_label,
+    previous_state,
+    published_landings,
+    read_table,
+    sample_landings,
+)
 from feature_jobs.samples_labels import check_positive
 from feature_jobs.stale import clear_stale
 from feature_jobs.user_state import PROFILE
@@ -60,10 +67,13 @@ def _pathways(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: b
     before = previous_state(lake, date, run.reads(lake, USER_STATE))
     sampled_version = run.reads(lake, DAILY_SAMPLES)
     sampled = published_landings(lake, date, sampled_version)
-    if sampled is None:
-        raise BadInput(f"{lake.table_uri(DAILY_SAMPLES)}: no samples of {date}; run `onerec samples --date {date}` first")
     version = run.reads(lake, EVENTS)
     partitions = event_partitions(lake, version)
+    if sampled is None:
+        present = {landing for day, landing in partitions if day == date}
+        if lake.config.samples.gates.min_rows > 0 or sample_landings(date, present, before.seen, every=every_landing):
+            raise BadInput(f"{lake.table_uri(DAILY_SAMPLES)}: no samples of {date}; run `onerec samples --date {date}` first")
+        sampled = []  # empty by right: Delta makes no commit where there is nothing to write
     seen, late = taken_in(date, partitions, before.seen, sampled, lake.config.ingest.max_late_days, every=every_landing)
     events = read_table(spark, lake, EVENTS, version)
     items = read_table(spark, lake, ITEMS, run.reads(lake, ITEMS))

@@ -243,7 +243,7 @@ def test_a_day_that_fails_a_gate_publishes_nothing_and_one_without_events_says_w
 @pytest.mark.slow
 def test_a_lake_of_one_user_and_a_day_that_is_empty_by_right(spark: Any, make_lake: Callable[..., Lake]) -> None:
     """Most buckets are empty, and on the second day all of them: the state goes on, Spark reads what the tasks wrote."""
-    lake = make_lake(samples={"gates": {"min_rows": 0, "volume_ratio": [0, 5]}})
+    lake = make_lake(samples={"gates": {"min_rows": 0, "volume_ratio": [0, 5], "max_null_share": {}, "label_rate": {}}})
     write_rows(lake, EVENTS, [impression(str(number), play_time_ms=number) for number in range(4)])
     for day in (DAY, DAY + dt.timedelta(days=1)):
         run_samples(spark, lake, day)
