@@ -6,6 +6,7 @@ was tried twice leaves its rows twice, so the driver takes each key once. Nothin
 one commit, so a run killed at any point leaves the tables as they were.
 """
 
+import datetime as dt
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from schemas.lake import Lake, filesystem_of
 
 PART_ROWS = 2048
+ABANDONED_AFTER = dt.timedelta(days=2)
 
 
 class WorkFolder:
@@ -51,7 +53,11 @@ class WorkFolder:
 
 @contextmanager
 def work_folder(lake: Lake, step: str) -> Iterator[WorkFolder]:
-    """A fresh folder ``work/<step>-…`` in the lake, removed at the end whatever happened."""
+    """A fresh folder ``work/<step>-…`` in the lake, removed at the end whatever happened.
+
+    Those that killed runs of the step left behind are removed once they are ABANDONED_AFTER old.
+    """
+    _remove_abandoned(lake, step)
     work = WorkFolder(lake.uri("work", f"{step}-{uuid.uuid4().hex[:12]}"))
     filesystem, path = filesystem_of(work.uri)
     filesystem.create_dir(path, recursive=True)
@@ -59,6 +65,14 @@ def work_folder(lake: Lake, step: str) -> Iterator[WorkFolder]:
         yield work
     finally:
         filesystem.delete_dir(path)
+
+
+def _remove_abandoned(lake: Lake, step: str) -> None:
+    filesystem, folder = lake.filesystem("work")
+    for info in filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True)):
+        old = info.mtime is not None and dt.datetime.now(dt.UTC) - info.mtime > ABANDONED_AFTER
+        if info.type is pafs.FileType.Directory and info.base_name.startswith(f"{step}-") and old:
+            filesystem.delete_dir(info.path)
 
 
 def as_declared(batches: pa.RecordBatchReader, schema: pa.Schema) -> pa.RecordBatchReader:

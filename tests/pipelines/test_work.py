@@ -1,5 +1,6 @@
 """The work folder: parts of bounded size, gone at the end whatever happened."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,18 @@ def test_the_folder_is_removed_also_after_an_error(make_lake: Callable[..., Lake
     with pytest.raises(KeyboardInterrupt):
         killed()
     assert list(Path(lake.root, "work").iterdir()) == []
+
+
+def test_what_a_killed_run_left_goes_when_it_is_old(make_lake: Callable[..., Lake]) -> None:
+    lake = make_lake()
+    folders = [Path(lake.root, "work", name) for name in ("test-old", "test-new", "other-old")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "part.parquet").touch()
+        if folder.name.endswith("old"):
+            os.utime(folder, (0, 0))
+    with work_folder(lake, "test"):
+        assert [folder.exists() for folder in folders] == [False, True, True]
 
 
 @pytest.mark.parametrize("option", ["--job_endpoint=x", "Bad=1", "a b=c", "=x"])
