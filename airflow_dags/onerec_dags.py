@@ -149,7 +149,7 @@ with DAG(
     steps(
         f"shards: shards --date '{DATE}' --targets rsft --catch-up 7",
         f"train: train --stage rsft --to '{DAY_BEFORE}'",
-        f"reward: reward --to '{DAY_BEFORE}'",
+        f"reward: reward --date '{DAY_BEFORE}'",
         f"rl: rl --to '{DAY_BEFORE}'",
         f"evaluate: evaluate --stage rl --date '{DATE}' --gate",
         "publish: publish release",

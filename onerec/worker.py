@@ -60,24 +60,29 @@ def _answer(connection: socket.socket) -> None:
 
 @contextlib.contextmanager
 def _standing_in(directory: str, output: int, errors: int, lake: str | None) -> Iterator[None]:
-    """Take the caller's directory, output, error and lake for the time of one command."""
-    own_directory, own_output, own_errors = os.getcwd(), os.dup(1), os.dup(2)
+    """Take the caller's directory, output, error and lake for the time of one command.
+
+    Python's streams are exchanged, not the descriptors 1 and 2: a JVM or daemon that the command starts would inherit
+    those and keep the caller's pipes open for as long as it lives. What such a process prints goes to the worker's log.
+    """
+    own_directory, own_streams = os.getcwd(), (sys.stdout, sys.stderr)
     own_lake = os.environ.pop("ONEREC_LAKE", None)
     if lake is not None:
         os.environ["ONEREC_LAKE"] = lake
-    try:
-        os.chdir(directory)
-        os.dup2(output, 1)
-        os.dup2(errors, 2)
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(own_output, 1)
-        os.dup2(own_errors, 2)
-        os.close(own_output)
-        os.close(own_errors)
-        os.chdir(own_directory)
-        os.environ.pop("ONEREC_LAKE", None)
-        if own_lake is not None:
-            os.environ["ONEREC_LAKE"] = own_lake
+    for descriptor in (output, errors):
+        os.set_inheritable(descriptor, False)
+    with (
+        open(output, "w", encoding="utf-8", closefd=False, buffering=1) as caller_output,
+        open(errors, "w", encoding="utf-8", closefd=False, buffering=1) as caller_errors,
+    ):
+        try:
+            os.chdir(directory)
+            sys.stdout, sys.stderr = caller_output, caller_errors
+            yield
+        finally:
+            sys.stdout, sys.stderr = own_streams
+            with contextlib.suppress(FileNotFoundError):
+                os.chdir(own_directory)
+            os.environ.pop("ONEREC_LAKE", None)
+            if own_lake is not None:
+                os.environ["ONEREC_LAKE"] = own_lake

@@ -1,6 +1,6 @@
 """Sends one command to a warm worker (``onerec worker``) over a Unix socket and waits for its exit code.
 
-The worker writes to this process's own standard output and error: their file descriptors travel with the request.
+What the command prints goes to this process's own standard output and error: their descriptors travel with the request.
 """
 
 import json

@@ -8,6 +8,7 @@ import datetime as dt
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -107,6 +108,7 @@ def _worker(out: Path) -> Iterator[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "onerec", "worker", "--socket", socket_path], env=environment, stdout=log, stderr=log
         )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a killed demo leaves no worker behind
     try:
         deadline = time.monotonic() + 60
         while not os.path.exists(socket_path):

@@ -145,7 +145,7 @@ def test_dags_test_runs_the_commands_of_a_day(airflow):
     assert (home / "calls").read_text().splitlines() == [
         "shards --date 2026-01-03 --targets rsft --catch-up 7 --json",
         "train --stage rsft --to 2026-01-02 --json",
-        "reward --to 2026-01-02 --json",
+        "reward --date 2026-01-02 --json",
         "rl --to 2026-01-02 --json",
         "evaluate --stage rl --date 2026-01-03 --gate --json",
         "publish release --json",

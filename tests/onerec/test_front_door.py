@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -114,6 +115,28 @@ def test_a_warm_worker_answers_like_the_command_itself(tmp_path):
         worker.terminate()
         assert worker.wait(timeout=20) == 0
     assert not os.path.exists(socket_path)
+
+
+def test_a_process_that_a_command_starts_does_not_keep_the_callers_pipes_open(tmp_path):
+    code = (
+        "import subprocess, sys, onerec.command_line as c\n"
+        "def run(arguments):\n    subprocess.Popen(['sleep', '60']); print('started'); return 0\n"
+        "c.run = run\nfrom onerec.worker import serve\nserve(sys.argv[1])"
+    )
+    socket_path = str(tmp_path / "w.sock")
+    worker = subprocess.Popen([sys.executable, "-c", code, socket_path], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 30
+        while not os.path.exists(socket_path):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        result = subprocess.run(
+            [SCRIPT, "anything"], capture_output=True, text=True, timeout=20, env=os.environ | {"ONEREC_WORKER": socket_path}
+        )
+        assert result.stdout == "started\n"
+    finally:
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
 
 
 def test_an_unreachable_worker_is_named(tmp_path):
