@@ -32,7 +32,7 @@ def settings(zone: str, sections: dict[str, Any]) -> Config:
 @pytest.mark.parametrize("zone", DAYS)
 def test_every_request_of_every_day_sees_exactly_what_was_known(zone: str, sections: dict[str, Any]) -> None:
     config = settings(zone, sections)
-    log = ugly_log(seed=1, config=config, first=DAYS[zone], days=18, users=9)
+    log = ugly_log(seed=1, config=config, first=DAYS[zone], days=18, users=13)
     reference, days = Reference(config, log.items, log.users), ArrowDays(config, log.items)
     requests = seen_pending = 0
     for day in log.days:
