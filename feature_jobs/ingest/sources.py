@@ -9,6 +9,7 @@ import gzip
 import io
 import itertools
 import json
+import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -102,10 +104,10 @@ def unreadable_files_named(landing: Landing, files: Iterable[LandingFile]) -> It
     """Turn Spark's failure to read a landing file into BadInput that names the file."""
     try:
         yield
-    except PySparkException as error:
-        text = str(error)
-        for file in files:
-            if file.uri in text or file.uri.replace("file://", "file:", 1) in text:
+    except (PySparkException, Py4JJavaError) as error:  # a failed task reaches Python as either
+        text = urllib.parse.unquote(str(error))
+        for file in sorted(files, key=lambda file: -len(file.uri)):  # a name may begin with another's
+            if file.uri in text:
                 raise BadInput(
                     f"{landing.given}/{file.name}: truncated or damaged, it cannot be read to its end; deliver the file again"
                 ) from error
