@@ -16,7 +16,16 @@ import pyarrow.compute as pc
 from pyspark.sql import SparkSession
 
 from feature_jobs.bucket_files import run_by_bucket
-from feature_jobs.shard_files import RSFT_MANIFEST, clean, day_folder, shards_root, write_ipc, write_manifest, writer_lock
+from feature_jobs.shard_files import (
+    MANIFEST,
+    RSFT_MANIFEST,
+    clean,
+    day_folder,
+    shards_root,
+    write_ipc,
+    write_manifest,
+    writer_lock,
+)
 from feature_jobs.shards import existing_manifest
 from schemas.errors import BadInput
 from schemas.lake import Lake
@@ -75,6 +84,14 @@ def keep_by_impression(records: pa.Table, drop_share: float) -> np.ndarray:
     keep = np.empty(len(order), bool)
     keep[order] = share > drop_share
     return keep
+
+
+def days_to_catch_up(lake: Lake, date: dt.date, days: int) -> list[dt.date]:
+    """Those of the ``days`` days before ``date`` that have a shard and no mask, oldest first."""
+    root = shards_root(lake)
+    before = [date - dt.timedelta(days=back) for back in range(days, 0, -1)]
+    folders = {day: day_folder(root, day.isoformat()) for day in before}
+    return [day for day, folder in folders.items() if (folder / MANIFEST).is_file() and not (folder / RSFT_MANIFEST).is_file()]
 
 
 def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:

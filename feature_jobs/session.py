@@ -31,7 +31,7 @@ def spark_session(master: str | None = None, *, settings: dict[str, str] | None 
                 "install one with `apt-get install openjdk-17-jdk-headless`, then run again"
             ) from error
         raise
-    session.sparkContext.setLogLevel("ERROR")
+    session.sparkContext.setLogLevel("FATAL")  # what fails is raised to the command, which says it in one line
     return session
 
 

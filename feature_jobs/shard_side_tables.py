@@ -42,9 +42,7 @@ def item_table(items: pa.Table) -> pa.Table:
     clash = pc.and_(pc.equal(key[1:], key[:-1]), pc.not_equal(name[1:], name[:-1]))
     if pc.any(clash).as_py():
         place = pc.index(clash, True).as_py()
-        raise BadInput(
-            f"items: {name[place].as_py()!r} and {name[place + 1].as_py()!r} share the key {key[place].as_py()}"
-        )
+        raise BadInput(f"items: {name[place].as_py()!r} and {name[place + 1].as_py()!r} share the key {key[place].as_py()}")
     return table
 
 

@@ -1,4 +1,3 @@
-# ruff: noqa: N815 — fields carry shape suffixes
 """What the model is fed: one request a row, its context once, its impressions as targets.
 
 Shape suffixes: B requests, S behaviours of a window (oldest first, right-aligned: the newest is last), W tags of an item,

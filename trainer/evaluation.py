@@ -1,4 +1,3 @@
-# ruff: noqa: N815 — fields carry shape suffixes
 """``onerec evaluate``: how well a trained model predicts and generates a later day.
 
 The loss is over every target; recall and NDCG are of generated items (beam search inside the trie of the day's tokens)

@@ -1,4 +1,3 @@
-# ruff: noqa: N815 — fields carry shape suffixes
 """Look-ups in the shards' item side table: attributes of the item version valid before a moment, and tokens.
 
 Shape suffixes: V item versions, I items with tokens, W tags, L layers; queries may have any shape.

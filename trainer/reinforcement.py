@@ -1,4 +1,3 @@
-# ruff: noqa: N815 — fields carry shape suffixes
 """The RL loop (V1 §2.4, §3.3): ECPO on rollouts of the service, the format reward, and the supervised loss beside them.
 
 Each step reads one batch of the RSFT stream. All of it feeds the supervised loss; some of its users, drawn at random, are

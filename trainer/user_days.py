@@ -1,4 +1,3 @@
-# ruff: noqa: N815 — fields carry shape suffixes
 """A block of user-days (one record batch of a shard), decoded to NumPy and merged for the windows of its requests.
 
 Shape suffixes: U user-days, Q requests of the block, E events of the block, K static keys, C static buckets.

@@ -1,4 +1,3 @@
-# ruff: noqa: N815 — fields carry shape suffixes
 """The exact window of each request, rebuilt with NumPy for a whole block of user-days at once (DESIGN: visibility, storage).
 
 Of (the pathway at the start of the day ++ pending behaviours ++ the day's own events) a request sees those with

@@ -16,14 +16,15 @@ from feature_jobs.ingest.sources import input_columns, read_source, unreadable_f
 from schemas.errors import GateFailed
 from schemas.lake import Lake
 from schemas.runs import StepRun, TableCounts, step_run
+from schemas.suppression import Suppression, suppressed_users
 from schemas.tables import EVENTS, ITEMS, USERS, Table
 
-KEPT, DUPLICATE, REJECTED = "kept", "duplicate", "rejected"
+KEPT, DUPLICATE, REJECTED, FORGOTTEN = "kept", "duplicate", "rejected", "forgotten"
 
 
 @dataclass
 class Judged:
-    """A landing table's rows with ``_fate`` (kept, duplicate, rejected), and how many there are of each, once counted."""
+    """A landing table's rows with ``_fate`` (kept, duplicate, rejected, forgotten), and how many of each, once counted."""
 
     table: Table
     rows: DataFrame
@@ -33,8 +34,9 @@ class Judged:
     @property
     def counts(self) -> TableCounts:
         """Row accounting, if everything kept is published."""
-        kept, duplicate, rejected = (self.fates.get(fate, 0) for fate in (KEPT, DUPLICATE, REJECTED))
-        return TableCounts(kept + duplicate + rejected, kept, rejected, {"duplicate": duplicate} if duplicate else {})
+        kept, rejected = self.fates.get(KEPT, 0), self.fates.get(REJECTED, 0)
+        dropped = {fate: self.fates[fate] for fate in (DUPLICATE, FORGOTTEN) if self.fates.get(fate)}
+        return TableCounts(kept + rejected + sum(dropped.values()), kept, rejected, dropped)
 
 
 def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> StepRun:
@@ -95,6 +97,8 @@ def _judge(
     known = published(ITEMS).select("item_id").union(landed_items).distinct()
     events = add_unknown_items(judge_events(sources[EVENTS.name].frame, date, lake.config), known)
     events = with_fates(events, EVENTS, ("impression_id",))
+    suppression = suppressed_users(lake)
+    users, events = (without_forgotten(spark, rows, suppression) for rows in (users, events))
     return [Judged(ITEMS, items), Judged(USERS, users), Judged(EVENTS, events)], unknown
 
 
@@ -116,6 +120,17 @@ def with_fates(rows: DataFrame, table: Table, key: tuple[str, ...]) -> DataFrame
     place = F.row_number().over(Window.partitionBy(*group).orderBy(*order))
     fate = F.when(~good, REJECTED).when(place == 1, KEPT).otherwise(DUPLICATE)
     return rows.withColumn("_fate", fate).withColumn("_row", F.when(~good, F.col("_row")))
+
+
+def without_forgotten(spark: SparkSession, rows: DataFrame, suppression: Suppression) -> DataFrame:
+    """People who were forgotten (``onerec forget``): their rows are neither published nor quarantined, whatever is wrong."""
+    if not suppression.hashes:
+        return rows
+    listed = spark.createDataFrame([(value,) for value in sorted(suppression.hashes)], "_hash string")
+    hashed = rows.withColumn("_hash", F.sha2(F.concat(F.lit(suppression.salt), "user_id"), 256))
+    found = hashed.join(F.broadcast(listed.withColumn("_forgotten", F.lit(True))), "_hash", "left")
+    fate = F.when(F.col("_forgotten"), FORGOTTEN).otherwise(F.col("_fate"))
+    return found.withColumn("_fate", fate).drop("_hash", "_forgotten")
 
 
 def _total_order(table: Table) -> list[str]:
@@ -236,13 +251,11 @@ def _publish_events(
             later = published.filter((F.col("landing_date") > F.lit(date)) & F.col("date").isin(sorted(rewritten)))
             rows = rows.unionByName(later.join(claims.filter(~earlier), ["impression_id", "date", "landing_date"], "left_anti"))
     counts = events.counts
-    dropped = counts.rows_dropped.get("duplicate", 0) + repeated
+    dropped = counts.rows_dropped | ({DUPLICATE: counts.rows_dropped.get(DUPLICATE, 0) + repeated} if repeated else {})
     replace_events(lake, date, rows, rewritten)
     step.table(
         EVENTS,
-        TableCounts(
-            counts.rows_in, counts.rows_out - repeated, counts.rows_quarantined, {"duplicate": dropped} if dropped else {}
-        ),
+        TableCounts(counts.rows_in, counts.rows_out - repeated, counts.rows_quarantined, dropped),
     )
     step.extra |= {"dates": [day.isoformat() for day in sorted(events.days)], "later_duplicates_removed": displaced}
 

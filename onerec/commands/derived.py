@@ -77,7 +77,9 @@ def shards(
     targets: Annotated[Literal["all", "rsft"], typer.Option("--targets", help="Also write this target mask.")] = "all",
     retokenise: Annotated[bool, typer.Option("--retokenise", help="Only give the shard the published tokens.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Only check every file that the day's manifests name.")] = False,
-    catch_up: Annotated[int, typer.Option("--catch-up", min=0, help="Also build missing ones of so many days before.")] = 0,
+    catch_up: Annotated[
+        int, typer.Option("--catch-up", min=0, help="Also build missing shards (or masks) of so many days before.")
+    ] = 0,
     master: MasterOption = None,
     set_: SetOption = None,
     dry_run: DryRunOption = False,
@@ -101,9 +103,10 @@ def shards(
         print_report({"step": "shards", "date": date, "seconds": seconds, "tables": {}} | checked, as_json=as_json)
         return
     missing = job.days_to_catch_up(opened, day, catch_up)
+    unmasked = rsft.days_to_catch_up(opened, day, catch_up) if targets == "rsft" else []
     present = (day_folder(shards_root(opened), date) / MANIFEST).is_file()
     if dry_run:
-        changes = {f"shards/date={each.isoformat()}": [each.isoformat()] for each in (*missing, day)}
+        changes = {f"shards/date={each.isoformat()}": [each.isoformat()] for each in sorted({*missing, *unmasked, day})}
         print_dry_run("shards", changes, as_json=as_json)
         return
     spark = spark_session(master)
@@ -114,6 +117,9 @@ def shards(
     if retokenise:
         report = job.retokenise(spark, opened, day).to_json()
     elif targets == "rsft":
+        for each in sorted({*missing, *unmasked}):
+            progress(f"shards: mask of {each}, missing so far")
+            caught_up.append(rsft.run(spark, opened, each).to_json())
         if not present:
             job.run(spark, opened, day)
         report = rsft.run(spark, opened, day).to_json()

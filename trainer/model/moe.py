@@ -1,4 +1,3 @@
-# ruff: noqa: N815 — buffers carry shape suffixes
 """Mixture of experts with top-k routing, balanced without an auxiliary loss (reference §3; DeepSeek-V3).
 
 A bias an expert is added to the routing score for the *choice* only; the gates weigh the chosen experts by the score itself.

@@ -1,4 +1,3 @@
-# ruff: noqa: N815 — fields carry shape suffixes
 """The whole model: pathways → encoder → decoder, its loss and its probabilities (V1 §2.2–2.3).
 
 Shape suffixes: B requests, T targets of a request, R = B·T, G codes a request, S memory, D model width, L layers.

@@ -1,4 +1,3 @@
-# ruff: noqa: N815 — fields carry shape suffixes
 """Looks up any code: whether it is legal, and the features of the item it stands for, as known at the request.
 
 A code stands for the item of rank 0 among those that share it (the lowest rank there is). The policy can only say codes, so

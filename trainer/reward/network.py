@@ -1,4 +1,3 @@
-# ruff: noqa: N815 — fields carry shape suffixes
 """The P-Score network: interests searched in the user's behaviours with the candidate as query, towers, and one score.
 
 Each tower predicts one objective (click, long view, …); the hidden states of all towers, with the user's and the item's

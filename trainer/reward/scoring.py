@@ -1,4 +1,3 @@
-# ruff: noqa: N815 — fields carry shape suffixes
 """Rewards of generated codes: legality from the catalogue, the P-Score, and the industrial rules on top."""
 
 from collections.abc import Sequence

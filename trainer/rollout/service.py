@@ -1,4 +1,3 @@
-# ruff: noqa: N815 — fields carry shape suffixes
 """The trainer's side of the rollout service: finds or starts its actors, asks for rollouts, pushes weights.
 
 The actors are named, detached and in a namespace of their lake, so they outlive the trainer that started them and the next
