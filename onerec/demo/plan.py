@@ -11,11 +11,12 @@ from schemas.config import Config, parse_config
 
 LAKE_SETTINGS = """
 lake: {user_buckets: 4}
+samples: {holdout_share: 0.05}
 lifelong: {max_representatives: 96, rotation: 2}
 co_interaction: {window_days: 3, max_items_per_user: 60}
 fusion: {dim: 64, queries: 4, layers: 2, steps: 300, batch_size: 256}
 codebook: {sizes: [32, 32, 32]}
-train: {preset: tiny, epochs: 2}
+train: {preset: tiny, epochs: 4}
 evaluate: {beam: 32, max_requests: 1000}
 reward: {steps: 150}
 reinforce: {steps: 10, users_per_step: 8, group_size: 32, push_every: 2}

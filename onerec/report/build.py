@@ -25,7 +25,13 @@ from onerec.report.figures import (
 from schemas.lake import Lake, open_lake, write_atomically
 from schemas.tables import QUARANTINE
 
-FLOW_STEPS = (("ingest", "events"), ("samples", "daily_samples"), ("pathways", "pathway_short"), ("shards", "shards"))
+FLOW_STEPS = (
+    ("ingest", "events", "events"),
+    ("samples", "daily_samples", "samples"),
+    ("pathways", "pathway_short", "users with pathways"),
+    ("shards", "shards", "events in shards"),
+    ("shards", "shards_targets_rsft", "targets of fine-tuning"),
+)
 PREFIX_GROUPS, PREFIX_ITEMS = 8, 8
 HISTORY_SHOWN, GENERATED_SHOWN, NEXT_SHOWN = 10, 10, 10
 
@@ -66,26 +72,31 @@ def _subtitle(days: Sequence[Mapping[str, Any]]) -> str:
     return f"{days[0]['date']} to {days[-1]['date']}, {sum(day['samples'] for day in days):,} impressions"
 
 
-def _flow_by_day(flow: Sequence[Flow]) -> dict[str, list[Flow]]:
-    """For each day, its flow through the main tables, in order."""
-    by_day: dict[str, list[Flow]] = defaultdict(list)
-    for step, table in FLOW_STEPS:
+def _flow_by_day(flow: Sequence[Flow]) -> dict[str, list[dict[str, Any]]]:
+    """For each day, its flow through the main tables, in order; first what the landing zone brought."""
+    by_day: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for step, table, title in FLOW_STEPS:
         for one in flow:
             if one.step == step and one.table == table:
-                by_day[one.date].append(one)
+                if table == "events":
+                    by_day[one.date].append({"title": "landing rows", "rows": one.rows_in, "quarantined": 0, "dropped": {}})
+                by_day[one.date].append(
+                    {"title": title, "rows": one.rows_out, "quarantined": one.quarantined, "dropped": one.dropped}
+                )
     return dict(sorted(by_day.items()))
 
 
 def _quarantine(lake: Lake) -> list[dict[str, Any]]:
-    """Quarantined rows by table and reason (what was found is left to the example), most frequent first."""
+    """Quarantined rows by table and reason with some of what was found, most frequent first."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in lake.read(QUARANTINE).to_pylist():
         for reason in row["reasons"]:
-            groups[(row["table_name"], reason.split(" (found")[0])].append(row["row_json"])
+            what, _, found = reason.partition(" (found ")
+            groups[(row["table_name"], what)].append(found.removesuffix(")"))
     ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
     return [
-        {"table": table, "reason": reason, "rows": len(examples), "example": min(examples)}
-        for (table, reason), examples in ordered[:15]
+        {"table": table, "reason": reason, "rows": len(found), "found": sorted(set(filter(None, found)))[:3]}
+        for (table, reason), found in ordered[:15]
     ]
 
 
@@ -129,13 +140,20 @@ def stage_curves(stage: Stage) -> list[tuple[str, list[float], list[float]]]:
 
 
 def _evaluations(stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """One row an evaluated model and one for the popularity baseline."""
-    rows = []
+    """One row an evaluated model, and the popularity baseline of the last one."""
+    rows, names = [], list[str]()
     for stage in stages:
-        metrics = stage.evaluation.get("metrics")
-        if metrics:
-            rows.append({"name": stage.name, "values": {name: f"{value:.4f}" for name, value in metrics.items()}})
+        if metrics := stage.evaluation.get("metrics"):
+            names = names or list(metrics)
+            rows.append({"name": stage.name, "values": {name: _figure(metrics.get(name)) for name in names}})
+    baselines = [stage.evaluation["popularity"] for stage in stages if "popularity" in stage.evaluation]
+    if baselines:
+        rows.append({"name": "popularity", "values": {name: _figure(baselines[-1].get(name)) for name in names}})
     return rows
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _users(users: Sequence[Mapping[str, Any]], items: Mapping[str, Item]) -> list[dict[str, Any]]:

@@ -95,19 +95,19 @@ def row_flow(lake: Lake) -> list[Flow]:
 def sample_figures(lake: Lake) -> dict[str, Any]:
     """By day: samples, users, items, requests, label rates; over all days: by hour, play ratio, window lengths."""
     samples = lake.dataset(DAILY_SAMPLES)  # DuckDB finds it by its name
-    rates = ", ".join(f"avg({name}::int) as {name}" for name in (*FEEDBACK, "positive"))
+    rates = ", ".join(f'avg("{name}"::int) as "{name}"' for name in (*FEEDBACK, "positive"))
     connection = duckdb.connect()
     connection.register("samples", samples)
-    days = connection.execute(
+    days = connection.sql(
         "select date, count(*) as samples, count(distinct user_id) as users, count(distinct item_id) as items, "
         f"count(distinct request_id) as requests, count(distinct session_id) as sessions, {rates} "
         "from samples group by date order by date"
     ).to_arrow_table()
-    hours = connection.execute(
+    hours = connection.sql(
         "select date_part('hour', request_ts at time zone 'UTC')::int as hour, count(*) as samples "
         "from samples group by 1 order by 1"
     ).to_arrow_table()
-    ratios = connection.execute("select least(play_ratio, 3) as ratio from samples where play_ratio is not null")
+    ratios = connection.sql("select least(play_ratio, 3) as ratio from samples where play_ratio is not null")
     return {
         "days": days.to_pylist(),
         "hours": dict(zip(hours["hour"].to_pylist(), hours["samples"].to_pylist(), strict=True)),
@@ -197,11 +197,12 @@ def summary_figures(root: Path) -> list[tuple[str, str]]:
     figures = [
         ("impressions read", f"{read:,}"),
         ("quarantined", f"{quarantined:,} ({quarantined / max(read, 1):.2%})"),
-        ("samples, by day", ", ".join(f"{day['samples']:,}" for day in days)),
+        (f"samples of {len(days)} days", f"{samples:,}"),
         ("positive rate", f"{sum(day['positive'] * day['samples'] for day in days) / max(samples, 1):.1%}"),
-        ("items with tokens", f"{len(codebook.tokens):,}, {len(set(codebook.tokens.values())):,} distinct codes"),
-        ("codebook", f"{' × '.join(map(str, codebook.sizes))}, utilization {_layers(codebook.metrics, 'utilization')}"),
-        ("entropy ÷ ln k", _layers(codebook.metrics, "entropy_ratio")),
+        ("distinct codes of the items with tokens", f"{len(set(codebook.tokens.values())):,} of {len(codebook.tokens):,}"),
+        ("codebook", " × ".join(map(str, codebook.sizes))),
+        ("utilization by layer", _layers(codebook.metrics, "utilization")),
+        ("entropy ÷ ln k by layer", _layers(codebook.metrics, "entropy_ratio")),
     ]
     for stage in training_stages(lake):
         figures += _stage_figures(stage)
@@ -213,10 +214,17 @@ def _layers(metrics: dict[str, Any], name: str) -> str:
 
 
 def _stage_figures(stage: Stage) -> list[tuple[str, str]]:
-    losses = [point["loss"] for point in stage.curve if "loss" in point]
+    """A stage's change of loss (means of its first and last tenth), and, where it was evaluated, recall and legality."""
     figures = []
+    losses = [point["loss"] for point in stage.curve if "loss" in point]
     if len(losses) > 1 and stage.name in ("pretrain", "rsft"):
         width = max(1, len(losses) // 10)
         first, last = sum(losses[:width]) / width, sum(losses[-width:]) / width
         figures.append((f"{stage.name}: loss", f"{first:.2f} → {last:.2f}"))
+    metrics, popularity = stage.evaluation.get("metrics", {}), stage.evaluation.get("popularity", {})
+    if metrics.get("recall@10") is not None:
+        baseline = popularity.get("recall@10") or 0.0
+        figures.append((f"{stage.name}: Recall@10, the next day", f"{metrics['recall@10']:.3f} (popularity {baseline:.3f})"))
+    if metrics.get("legal_share") is not None:
+        figures.append((f"{stage.name}: legal free samples", f"{metrics['legal_share']:.1%}"))
     return figures
