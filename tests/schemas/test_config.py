@@ -1,5 +1,7 @@
 """A configuration is validated at the edge: what is wrong ends in one line that names it."""
 
+from pathlib import Path
+
 import pytest
 
 from schemas.config import Config, parse_config
@@ -39,3 +41,11 @@ def test_overrides_win():
     config = parse_config("samples: {user_day_cap: 7}", "test", ["samples.user_day_cap=9", "codebook.sizes=[4, 4]"])
     assert config.samples.user_day_cap == 9
     assert config.codebook.sizes == (4, 4)
+
+
+def test_every_setting_says_what_it_means_and_the_page_is_current():
+    from docs.make_configuration import render
+
+    page = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+    assert page.read_text() == render(), "run `python -m docs.make_configuration`"
+    assert "|  |" not in page.read_text()

