@@ -1,4 +1,4 @@
-"""The sections of a lake's configuration, one a job; each setting says what it means (``docs/configuration.md`` is made of that)."""
+"""The sections of a lake's configuration, one a job; ``docs/configuration.md`` is made of what each setting says."""
 
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, available_timezones
