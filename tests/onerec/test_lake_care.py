@@ -1,0 +1,101 @@
+"""What a lake says of itself, and what its retention drops."""
+
+import datetime as dt
+import json
+
+import pytest
+
+from onerec.command_line import run
+from onerec.lake_care import user_state_days_to_drop
+from onerec.lake_view import costs, day_status
+from schemas.config import RetentionSection
+from schemas.errors import GateFailed
+from schemas.lake import write_atomically
+from schemas.runs import TableCounts, step_run
+from schemas.tables import EVENTS, USER_STATE
+from tests.lake_rows import write_rows
+
+DAY = dt.date(2026, 1, 4)
+
+
+def state_row(day):
+    return {
+        "user_id": "u", "short": [], "positive": [], "pending": [], "recent_items": [], "watch_histogram": [],
+        "active_days": 1, "behaviours": 0, "landings_seen": [], "date": day,
+    }  # fmt: skip
+
+
+def test_state_keeps_the_last_days_and_weekly_checkpoints():
+    days = [dt.date(2026, 1, 1) + dt.timedelta(days=number) for number in range(40)]
+    retention = RetentionSection(user_state_days=3, user_state_checkpoint_weekday=6, user_state_checkpoints=2)
+    kept = set(days) - set(user_state_days_to_drop(days, retention))
+    assert kept == {dt.date(2026, 2, 7), dt.date(2026, 2, 8), dt.date(2026, 2, 9), dt.date(2026, 2, 1)}
+    assert user_state_days_to_drop([], retention) == []
+
+
+def test_vacuum_drops_what_the_retention_says_and_a_rehearsal_nothing(make_lake, capfd):
+    lake = make_lake(retention={"user_state_days": 1, "user_state_checkpoints": 1})
+    for number in range(4):
+        write_rows(lake, USER_STATE, [state_row(dt.date(2026, 1, 5) + dt.timedelta(days=number))])
+    assert run(["lake", "vacuum", "--lake", lake.root, "--dry-run", "--json"]) == 0
+    assert lake.read(USER_STATE).num_rows == 4
+    assert run(["lake", "vacuum", "--lake", lake.root]) == 0
+    assert lake.read(USER_STATE)["date"].to_pylist() == [dt.date(2026, 1, 8)]
+    assert "2026-01-05, 2026-01-06, 2026-01-07" in capfd.readouterr().out
+
+
+def test_status_tells_done_failed_stale_missing_and_late(make_lake):
+    lake = make_lake()
+    with step_run(lake, "samples", DAY):
+        pass
+    with step_run(lake, "pathways", DAY):
+        pass
+    with pytest.raises(GateFailed), step_run(lake, "ingest", DAY):
+        raise GateFailed("half of the rows are bad")
+    write_atomically(lake.uri("stale.json"), json.dumps({DAY.isoformat(): {"pathways": "backfilled"}}).encode())
+    moment = dt.datetime(2026, 1, 4, 12, tzinfo=dt.UTC)
+    late = {
+        "impression_id": "i", "request_id": "r", "user_id": "u", "item_id": "x", "request_ts": moment, "ts": moment,
+        "observed_ts": moment, "ingested_at": moment, "play_time_ms": 0, "date": DAY, "landing_date": DAY + dt.timedelta(days=1),
+    }  # fmt: skip
+    write_rows(lake, EVENTS, [late])
+    statuses, late_events = day_status(lake, DAY)
+    found = {status.step: (status.state, status.detail) for status in statuses}
+    assert found["samples"][0] == "done"
+    assert found["pathways"] == ("stale", "backfilled")
+    assert found["ingest"] == ("failed", "half of the rows are bad")
+    assert found["shards"][0] == "missing"
+    assert late_events == 1
+
+
+def test_cost_scales_the_median_run_to_the_target():
+    def row(run_id, seconds, rows_in, table="events", status="succeeded"):
+        return {"run_id": run_id, "step": "ingest", "date": DAY, "status": status, "seconds": seconds, "rows_in": rows_in,
+                "table_name": table}  # fmt: skip
+
+    rows = [
+        row("a", 36, 100),
+        row("a", 36, 10, "items"),
+        row("b", 72, 100),
+        row("c", 360, 100),
+        row("d", 1, 100, status="failed"),
+    ]
+    (step,) = costs(rows, cores=2, target_rows=1000, core_hour_price=3)
+    assert step["runs"] == 3
+    assert step["core_hours"] == pytest.approx(72 * 2 / 3600)
+    assert step["core_hours_at_target"] == pytest.approx(0.4)
+    assert step["price_at_target"] == pytest.approx(1.2)
+
+
+@pytest.mark.parametrize("text", ["", "core_hour: cheap", "core_hour: -1", "- 1", "core_hour: .inf"])
+def test_prices_that_are_none_are_named(make_lake, tmp_path, capfd, text):
+    prices = tmp_path / "prices.yaml"
+    prices.write_text(text)
+    lake = make_lake()
+    assert run(["cost", "--lake", lake.root, "--prices", str(prices)]) == 2
+    assert "prices.yaml" in capfd.readouterr().err
+    with step_run(lake, "ingest", DAY) as step:
+        step.table(EVENTS, TableCounts(10, 10))
+    prices.write_text("core_hour: 0.04")
+    assert run(["cost", "--lake", lake.root, "--prices", str(prices), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["steps"][0]["rows"] == 10
