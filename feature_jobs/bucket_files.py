@@ -16,7 +16,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from schemas.errors import BadInput
-from schemas.lake import Lake, filesystem_of
+from schemas.lake import Lake, filesystem_of, first_line
 from schemas.shards import stable_key
 from schemas.tables import Table
 
@@ -37,15 +37,23 @@ class BucketFiles:
         return sorted(self.paths)
 
     def read(self, bucket: int, schema: pa.Schema) -> pa.Table:
-        """A bucket's rows with these columns, in file order; nullability is relaxed, columns a file lacks are null."""
+        """A bucket's rows with these columns, in file order; nullability is relaxed, columns a file lacks are null.
+
+        Raises BadInput naming a file that is missing or damaged.
+        """
         wanted = pa.schema([relaxed(column) for column in schema])
         filesystem, root = filesystem_of(self.uri)
         parts = [wanted.empty_table()]
         for path in self.paths.get(bucket, ()):
-            with filesystem.open_input_file(f"{root}/{path}") as stream:
-                file = pq.ParquetFile(stream)
-                present = [name for name in wanted.names if name in file.schema_arrow.names]
-                rows = file.read(columns=present)
+            try:
+                with filesystem.open_input_file(f"{root}/{path}") as stream:
+                    file = pq.ParquetFile(stream)
+                    present = [name for name in wanted.names if name in file.schema_arrow.names]
+                    rows = file.read(columns=present)
+            except (OSError, pa.ArrowException) as error:
+                raise BadInput(
+                    f"{root}/{path}: missing or damaged ({first_line(error)}); restore it, or run the step that writes it"
+                ) from error
             for column in wanted:
                 if column.name not in present:
                     rows = rows.append_column(column, pa.nulls(len(rows), column.type))

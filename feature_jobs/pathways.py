@@ -57,7 +57,9 @@ def run_pathways(spark: "SparkSession", lake: Lake, date: dt.date, *, every_land
     ``every_landing`` (a backfill) takes in late events of landings after the date too. Raises BadInput, with the command
     to run, if the date has no samples, or earlier days exist and yesterday has no state.
     """
-    with step_run(lake, STEP, date) as run:
+    from feature_jobs.session import unreadable_tables_named
+
+    with step_run(lake, STEP, date) as run, unreadable_tables_named():
         _pathways(spark, lake, date, every_landing, run)
     return run.to_json()
 

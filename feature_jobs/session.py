@@ -1,10 +1,17 @@
 """The Spark session of all jobs: Delta, UTC, Arrow, and the interpreter's own Python for its workers."""
 
 import os
+import re
 import sys
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from feature_jobs.quiet_start import quiet_start
 from schemas.errors import BadInput
 
 DELTA_PACKAGE = "io.delta:delta-spark_4.1_2.13:4.4.0"
@@ -23,7 +30,9 @@ def spark_session(master: str | None = None, *, settings: dict[str, str] | None 
     for name, value in (_defaults(master) | (settings or {})).items():
         builder = builder.config(name, value)
     try:
-        session = builder.getOrCreate()
+        with quiet_start():
+            session = builder.getOrCreate()
+            session.sparkContext.setLogLevel("FATAL")  # what fails is raised to the command, which says it in one line
     except Exception as error:
         if "JAVA_GATEWAY_EXITED" in str(error) or isinstance(error, FileNotFoundError):
             raise BadInput(
@@ -31,8 +40,28 @@ def spark_session(master: str | None = None, *, settings: dict[str, str] | None 
                 "install one with `apt-get install openjdk-17-jdk-headless`, then run again"
             ) from error
         raise
-    session.sparkContext.setLogLevel("FATAL")  # what fails is raised to the command, which says it in one line
     return session
+
+
+_TASK_SAID = re.compile(r"schemas\.errors\.BadInput: (.*)")
+_UNREADABLE = re.compile(r"\[FAILED_READ_FILE\.\w+\] Encountered error while reading file (?:file:)?(.*?\.parquet)")
+
+
+@contextmanager
+def unreadable_tables_named() -> Iterator[None]:
+    """Turn Spark's failure to read a file of the lake, and a task's own BadInput, into BadInput in one line."""
+    try:
+        yield
+    except (PySparkException, Py4JJavaError) as error:  # a failed task reaches Python as either
+        text = str(error)
+        if said := _TASK_SAID.search(text):
+            raise BadInput(said[1]) from error
+        if unreadable := _UNREADABLE.search(text):
+            path = urllib.parse.unquote(unreadable[1])
+            raise BadInput(
+                f"{path}: missing or damaged, it cannot be read; restore it, or run the step that writes it"
+            ) from error
+        raise
 
 
 def _defaults(master: str | None) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """What a lake holds and how its steps fare: read-only figures behind ``onerec lake``, ``status`` and ``cost``."""
 
 import datetime as dt
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
@@ -9,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
-import pyarrow.fs as pafs
 
+from feature_jobs.stale import read_stale
 from schemas.lake import Lake
 from schemas.tables import EVENTS, PIPELINE_RUNS, TABLES, Table, column_doc
 
@@ -27,7 +26,6 @@ DAILY_STEPS = (
     "train",
     "evaluate",
 )
-STALE_FILE = "stale.json"
 
 
 def table_summaries(lake: Lake) -> list[dict[str, Any]]:
@@ -102,7 +100,7 @@ class StepStatus:
 def day_status(lake: Lake, date: dt.date) -> tuple[list[StepStatus], int]:
     """The day's steps, and how many of its events landed after the day's samples were made."""
     rows = runs(lake, date=date)
-    stale = stale_dates(lake).get(date.isoformat(), {})
+    stale = read_stale(lake).get(date.isoformat(), {})
     statuses = []
     for step in DAILY_STEPS:
         attempts = [row for row in rows if row["step"] == step]
@@ -118,16 +116,6 @@ def day_status(lake: Lake, date: dt.date) -> tuple[list[StepStatus], int]:
             statuses.append(StepStatus(step, "done", f"attempt {last['attempt']}, {last['seconds']:.1f} s"))
     late = lake.dataset(EVENTS).count_rows(filter=(pads.field("date") == date) & (pads.field("landing_date") > date))
     return statuses, late
-
-
-def stale_dates(lake: Lake) -> dict[str, dict[str, Any]]:
-    """What ``onerec backfill`` marked: date → step → reason."""
-    filesystem, path = lake.filesystem(STALE_FILE)
-    if filesystem.get_file_info(path).type is not pafs.FileType.File:
-        return {}
-    with filesystem.open_input_stream(path) as stream:
-        marked: dict[str, dict[str, Any]] = json.loads(stream.read())
-    return marked
 
 
 def costs(rows: Iterable[dict[str, Any]], *, cores: int, target_rows: int, core_hour_price: float) -> list[dict[str, Any]]:

@@ -10,13 +10,13 @@ import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from schemas.config import Config, parse_config
 from schemas.errors import BadInput
@@ -55,11 +55,13 @@ class Lake:
         return Path(path)
 
     def open_table(self, table: Table, version: int | None = None) -> DeltaTable:
-        """The Delta table, at a version or the newest. Raises BadInput if it is not there."""
+        """The Delta table, at a version or the newest. Raises BadInput if it is not there, or its log is damaged."""
         try:
             return DeltaTable(self.table_uri(table), version=version)
         except TableNotFoundError as error:
             raise BadInput(f"{self.table_uri(table)}: no Delta table; run `onerec ingest` into this lake first") from error
+        except DeltaError as error:
+            raise BadInput(f"{self.table_uri(table)}/_delta_log: {first_line(error)}; restore it from a backup") from error
 
     def table_version(self, table: Table) -> int:
         """Newest version of a table."""
@@ -78,7 +80,10 @@ class Lake:
         Goes through a native filesystem: reading through delta-rs's own aborts at interpreter exit (docs/log.md).
         """
         dataset = self.dataset(table, version=version)
-        result: pa.Table = dataset.to_table(columns=columns or table.schema.names, filter=filter)
+        try:
+            result: pa.Table = dataset.to_table(columns=columns or table.schema.names, filter=filter)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise BadInput(f"{self.table_uri(table)}: a file is missing or damaged ({first_line(error)}); restore it") from error
         return result
 
     def dataset(self, table: Table, version: int | None = None) -> pads.Dataset:
@@ -88,12 +93,22 @@ class Lake:
 
 
 def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem and path of a URI or local path."""
+    """The pyarrow filesystem and path of a URI or local path. Raises BadInput for a URI that no filesystem opens."""
     scheme = urlparse(uri).scheme
     if scheme in ("", "file"):
-        return pafs.LocalFileSystem(), os.path.abspath(urlparse(uri).path if scheme else uri)
-    filesystem, path = pafs.FileSystem.from_uri(uri.replace("s3a://", "s3://", 1))
+        return pafs.LocalFileSystem(), os.path.abspath(unquote(urlparse(uri).path) if scheme else uri)
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(uri.replace("s3a://", "s3://", 1))
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(
+            f"{uri}: not an address that can be opened ({first_line(error)}); give a folder, or a file:, s3a:, gs: or hdfs: URI"
+        ) from error
     return filesystem, path
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, shortened, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def normal_root(uri: str) -> str:
@@ -123,12 +138,16 @@ def open_lake(uri: str, overrides: list[str] | None = None) -> Lake:
 def create_lake(uri: str, config: Config) -> Lake:
     """Create a lake's configuration and its empty tables; what already exists is left as it is.
 
-    The configuration is written last, so a lake whose creation was interrupted is created again.
+    The configuration is written last, so a lake whose creation was interrupted is created again. Raises BadInput for a
+    place that cannot be written to.
     """
     root = normal_root(uri)
     lake = Lake(root, config)
     filesystem, path = filesystem_of(root)
-    filesystem.create_dir(path, recursive=True)
+    try:
+        filesystem.create_dir(path, recursive=True)
+    except OSError as error:
+        raise BadInput(f"--lake {uri}: cannot be created ({first_line(error)}); name a folder that can be written to") from error
     for table in TABLES.values():
         _create_table(lake, table)
     write_atomically(f"{root}/{CONFIG_FILE}", config.to_yaml().encode())
@@ -171,9 +190,10 @@ def write_atomically(uri: str, content: bytes) -> None:
 def parse_date(text: str, option: str = "--date") -> dt.date:
     """A calendar day written YYYY-MM-DD. Raises BadInput naming the option."""
     try:
-        if len(text) != 10:
+        day = dt.date.fromisoformat(text)
+        if day.isoformat() != text:  # 20260131 and 2026-W05-6 are days too, but nobody's folders are named so
             raise ValueError
-        return dt.date.fromisoformat(text)
+        return day
     except ValueError as error:
         raise BadInput(f"{option} {text!r}: not a date; write it like 2026-01-31") from error
 

@@ -26,6 +26,7 @@ from pyspark.sql.types import StringType, StructField, StructType
 from feature_jobs.ingest.landing import Landing, LandingFile
 from feature_jobs.ingest.values import SPARK_TYPES, as_text, found, read_value
 from schemas.errors import BadInput
+from schemas.lake import first_line
 from schemas.tables import EVENTS, ITEMS, USERS, Table
 
 REQUIRED = {
@@ -92,11 +93,7 @@ def _naming(landing: Landing, file: LandingFile) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, ValueError, csv.Error, pa.ArrowException) as error:
-        raise BadInput(f"{landing.given}/{file.name}: {_first_line(error)}; deliver the file again") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise BadInput(f"{landing.given}/{file.name}: {first_line(error)}; deliver the file again") from error
 
 
 @contextmanager

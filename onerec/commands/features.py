@@ -118,6 +118,7 @@ def backfill(
         changes = {"daily_samples": dates} | {table.name: dates for table in WRITTEN}
         print_dry_run("backfill", changes | ({"stale.json": stale} if stale else {}), as_json=as_json)
         return
+    backfill_dates(opened, start, end)  # what is wrong with the dates is said before an engine starts
     report = run_backfill(spark_session(master), opened, start, end)
     if not as_json:
         report.pop("days")

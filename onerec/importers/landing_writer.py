@@ -36,7 +36,10 @@ def require_files(source: Path, names: Mapping[str, str]) -> dict[str, list[Path
 
 
 def check_target(out: Path, source_name: str) -> None:
-    """Raise BadInput if ``out`` holds something that an earlier import of the same source did not write."""
+    """Raise BadInput if ``out`` cannot be written, or holds what an earlier import of the same source did not write."""
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise BadInput(f"--out {out}: {parent} is no folder that can be written to; choose another place")
     if not out.exists():
         return
     if not out.is_dir():
@@ -57,7 +60,10 @@ def replacing(out: Path, source_name: str) -> Iterator[Path]:
     check_target(out, source_name)
     work = out.absolute().parent / f".{out.name}.import-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    try:
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise BadInput(f"--out {out}: {work.parent} cannot be written to ({error.strerror}); choose another place") from error
     try:
         yield work
         if out.exists():

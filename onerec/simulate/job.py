@@ -40,7 +40,10 @@ def run(spark: "SparkSession", parameters: Parameters, out: str, *, partitions: 
     previous = target.with_name(target.name + ".previous")
     _clear(previous)
     _clear(staging)
-    staging.mkdir(parents=True)
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise BadInput(f"--out {target}: {target.parent} cannot be written to ({error.strerror}); name another") from error
     (staging / _MARKER).write_text("a simulation is being written here\n")
     counts = _run_tasks(spark, parameters, staging, partitions)
     table = pa.Table.from_pylist([vars(count) for count in counts], schema=_COUNTS)
