@@ -20,7 +20,7 @@ from deltalake import CommitProperties, DeltaTable
 
 from feature_jobs.forget_shards import forget_in_shards, search_shards
 from schemas.errors import BadInput
-from schemas.lake import Lake
+from schemas.lake import Lake, damage_named
 from schemas.runs import StepRun, TableCounts, step_run
 from schemas.shards import stable_key
 from schemas.suppression import suppress
@@ -99,12 +99,13 @@ def prove(lake: Lake, shards: Path, users: list[str]) -> dict[str, dict[str, int
 def _search(lake: Lake, table: Table, ids: pa.Array) -> dict[str, int]:
     dataset = lake.dataset(table)
     found = values = 0
-    if "user_id" in table.schema.names:
-        for batch in dataset.to_batches(columns=["user_id"]):
-            values += len(batch)
-            found += pc.sum(pc.is_in(batch["user_id"], value_set=ids)).as_py() or 0
-    else:
-        values = dataset.count_rows()
+    with damage_named(lake.table_uri(table)):
+        if "user_id" in table.schema.names:
+            for batch in dataset.to_batches(columns=["user_id"]):
+                values += len(batch)
+                found += pc.sum(pc.is_in(batch["user_id"], value_set=ids)).as_py() or 0
+        else:
+            values = dataset.count_rows()
     live = len(lake.open_table(table).file_uris())
     filesystem, path = lake.filesystem(table.name)
     files = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
@@ -126,8 +127,9 @@ def _mentions(filesystem: pafs.FileSystem, logs: list[str], ids: pa.Array) -> in
 
 def _delete(lake: Lake, table: Table, predicates: list[str]) -> TableCounts:
     opened = lake.open_table(table)
-    before = lake.dataset(table).count_rows()
-    deleted = sum(opened.delete(predicate)["num_deleted_rows"] for predicate in predicates)
+    with damage_named(lake.table_uri(table)):
+        before = lake.dataset(table).count_rows()
+        deleted = sum(opened.delete(predicate)["num_deleted_rows"] for predicate in predicates)
     return TableCounts(before, before - deleted, rows_dropped={"forgotten": deleted})
 
 

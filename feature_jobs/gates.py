@@ -19,13 +19,20 @@ COLUMNS = tuple(name for name in DAILY_SAMPLES.schema.names if name != "watch_qu
 
 @dataclass(frozen=True)
 class DayFigures:
-    """Figures of a day's samples: ``rows``, nulls by column, true labels by name, and the mean rows of the trailing days
-    (None without any)."""
+    """Figures of a day's samples: ``rows``, nulls by column, true labels by name, and the trailing days (None without any)."""
 
     rows: int
     nulls: Mapping[str, int]
     labels: Mapping[str, int]
-    trailing_rows: float | None
+    trailing: "Trailing | None"
+
+
+@dataclass(frozen=True)
+class Trailing:
+    """Published days before: mean rows a day, and by column the share of nulls (of the columns whose nulls Delta counts)."""
+
+    rows: float
+    null_share: Mapping[str, float]
 
 
 def check_gate_names(gates: GatesSection) -> None:
@@ -39,8 +46,8 @@ def check_gate_names(gates: GatesSection) -> None:
             raise BadInput(f"samples.gates.{setting}: {', '.join(unknown)} unknown; choose among {', '.join(known)}")
 
 
-def trailing_rows(lake: Lake, date: dt.date, days: int, version: int) -> float | None:
-    """Mean number of samples of the published days among the ``days`` before ``date``, from the table's log."""
+def trailing_figures(lake: Lake, date: dt.date, days: int, version: int) -> Trailing | None:
+    """Figures of the published days among the ``days`` before ``date``, from the table's log."""
     actions = pa.table(lake.open_table(DAILY_SAMPLES, version).get_add_actions(flatten=True))
     if not len(actions):
         return None
@@ -48,8 +55,12 @@ def trailing_rows(lake: Lake, date: dt.date, days: int, version: int) -> float |
     trailing = actions.filter(
         pc.and_(pc.greater_equal(day, pa.scalar(date - dt.timedelta(days=days))), pc.less(day, pa.scalar(date)))
     )
-    published = len(pc.unique(trailing["partition.date"]))
-    return pc.sum(trailing["num_records"]).as_py() / published if published else None
+    published, rows = len(pc.unique(trailing["partition.date"])), pc.sum(trailing["num_records"]).as_py()
+    if not rows:
+        return None
+    counted = [name for name in COLUMNS if f"null_count.{name}" in trailing.column_names]
+    nulls = {name: pc.sum(trailing[f"null_count.{name}"]).as_py() for name in counted}
+    return Trailing(rows / published, {name: count / rows for name, count in nulls.items() if count is not None})
 
 
 def check_gates(figures: DayFigures, gates: GatesSection, date: dt.date) -> None:
@@ -62,9 +73,12 @@ def check_gates(figures: DayFigures, gates: GatesSection, date: dt.date) -> None
 
     if figures.rows < gates.min_rows:
         failures.append(f"rows is {figures.rows}, below min_rows {gates.min_rows}")
-    if figures.trailing_rows:
-        judge("volume_ratio", figures.rows / figures.trailing_rows, *gates.volume_ratio)
+    if figures.trailing:
+        judge("volume_ratio", figures.rows / figures.trailing.rows, *gates.volume_ratio)
     if figures.rows:
+        for column, share in figures.trailing.null_share.items() if figures.trailing else ():
+            rise = figures.nulls[column] / figures.rows - share
+            judge(f"rise of the null share of {column}", rise, -1.0, gates.max_null_rise)
         for column, limit in gates.max_null_share.items():
             judge(f"null share of {column}", figures.nulls[column] / figures.rows, 0.0, limit)
         for label, (low, high) in gates.label_rate.items():

@@ -17,7 +17,7 @@ import pyarrow.dataset as pads
 
 from feature_jobs.bucket_files import item_keys
 from schemas.errors import BadInput
-from schemas.lake import Lake
+from schemas.lake import Lake, damage_named
 from schemas.tables import ITEM_VECTORS
 
 _BATCH_ROWS = 65_536
@@ -54,14 +54,16 @@ def vector_files(lake: Lake, fusion_version: str, table_version: int) -> VectorF
         return VectorFiles(folder)
     dataset = lake.dataset(ITEM_VECTORS, version=table_version)
     chosen = (pads.field("kind") == "fused") & (pads.field("source") == fusion_version)
-    count = dataset.count_rows(filter=chosen)
+    with damage_named(lake.table_uri(ITEM_VECTORS)):
+        count = dataset.count_rows(filter=chosen)
     if not count:
         raise BadInput(f"{lake.table_uri(ITEM_VECTORS)}: no vectors of fusion {fusion_version}; run `onerec fuse` first")
     staging = cache / f".staging-{uuid.uuid4().hex}"
     staging.mkdir(parents=True)
     try:
         batches = dataset.to_batches(columns=["item_id", "content_hash", "vector"], filter=chosen, batch_size=_BATCH_ROWS)
-        _stream(batches, count, staging, f"{lake.table_uri(ITEM_VECTORS)}, fusion {fusion_version}")
+        with damage_named(lake.table_uri(ITEM_VECTORS)):
+            _stream(batches, count, staging, f"{lake.table_uri(ITEM_VECTORS)}, fusion {fusion_version}")
         for old in cache.glob("fused-*"):
             shutil.rmtree(old, ignore_errors=True)
         try:

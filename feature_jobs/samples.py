@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_jobs.bucket_files import BucketFiles
-from feature_jobs.gates import COLUMNS, LABELS, DayFigures, check_gate_names, check_gates, trailing_rows
+from feature_jobs.gates import COLUMNS, LABELS, DayFigures, Trailing, check_gate_names, check_gates, trailing_figures
 from feature_jobs.samples_inputs import (
     PreviousState,
     event_partitions,
@@ -66,7 +66,7 @@ def _samples(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bo
     labelled = labelled_by_bucket(events_to_label(events, items), before, lake.config).persist(StorageLevel.MEMORY_AND_DISK)
     try:
         figures, dropped, missing = _figures(
-            labelled, trailing_rows(lake, date, settings.gates.volume_days, lake.table_version(DAILY_SAMPLES))
+            labelled, trailing_figures(lake, date, settings.gates.volume_days, lake.table_version(DAILY_SAMPLES))
         )
         run.extra |= {
             "landings": [landing.isoformat() for landing in landings],
@@ -115,7 +115,7 @@ def state_of(files: BucketFiles, bucket: int, users: pa.Array) -> pa.Table:
     )
 
 
-def _figures(labelled: "DataFrame", trailing: float | None) -> tuple[DayFigures, dict[str, int], int]:
+def _figures(labelled: "DataFrame", trailing: Trailing | None) -> tuple[DayFigures, dict[str, int], int]:
     """The gates' figures, rows dropped by reason, and samples whose item had no version yet; one pass."""
     from pyspark.sql import functions as F
 
@@ -131,7 +131,7 @@ def _figures(labelled: "DataFrame", trailing: float | None) -> tuple[DayFigures,
         rows=kept.get("rows", 0),
         nulls={name: kept.get(f"null_{name}", 0) for name in COLUMNS},
         labels={name: kept.get(f"label_{name}", 0) for name in LABELS},
-        trailing_rows=trailing,
+        trailing=trailing,
     )
     return figures, {reason: row["rows"] for reason, row in rows.items()}, kept.get("missing", 0)
 

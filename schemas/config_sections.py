@@ -71,8 +71,10 @@ class GatesSection(Section):
     """Range of the day's samples ÷ the mean of the trailing days."""
     volume_days: Positive = 7
     """Trailing days."""
-    max_null_share: dict[str, Share] = {"author_id": 0.9, "duration_ms": 0.9}
+    max_null_share: dict[str, Share] = {}
     """Largest share of nulls, by column."""
+    max_null_rise: Share = 0.3
+    """How far any column's share of nulls may lie above that of the trailing days."""
     label_rate: dict[str, tuple[float, float]] = {"click": (0.001, 1.0)}
     """Range of a label's rate, by label."""
 

@@ -8,6 +8,8 @@ filesystems, so that ``file:``, ``s3:`` and ``gs:`` roots work alike.
 import datetime as dt
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -80,10 +82,8 @@ class Lake:
         Goes through a native filesystem: reading through delta-rs's own aborts at interpreter exit (docs/log.md).
         """
         dataset = self.dataset(table, version=version)
-        try:
+        with damage_named(self.table_uri(table)):
             result: pa.Table = dataset.to_table(columns=columns or table.schema.names, filter=filter)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise BadInput(f"{self.table_uri(table)}: a file is missing or damaged ({first_line(error)}); restore it") from error
         return result
 
     def dataset(self, table: Table, version: int | None = None) -> pads.Dataset:
@@ -104,6 +104,15 @@ def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
             f"{uri}: not an address that can be opened ({first_line(error)}); give a folder, or a file:, s3a:, gs: or hdfs: URI"
         ) from error
     return filesystem, path
+
+
+@contextmanager
+def damage_named(where: str) -> Iterator[None]:
+    """Turn a failure to read files of a table through pyarrow or delta-rs into BadInput that begins with ``where``."""
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid, DeltaError) as error:
+        raise BadInput(f"{where}: a file is missing or damaged ({first_line(error)}); restore it") from error
 
 
 def first_line(error: BaseException) -> str:

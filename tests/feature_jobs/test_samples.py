@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_jobs.gates import DayFigures, check_gate_names, check_gates, trailing_rows
+from feature_jobs.gates import DayFigures, Trailing, check_gate_names, check_gates, trailing_figures
 from feature_jobs.pathways import run_pathways
 from feature_jobs.samples import run_samples
 from feature_jobs.samples_inputs import published_landings, sample_landings, samples_note
@@ -174,8 +175,9 @@ def test_landings_of_a_normal_run_a_day_after_a_backfilled_one_and_a_backfill() 
     assert sample_landings(days[1], days, [days[0]], every=True) == days
 
 
-def figures(rows: int = 100, trailing: float | None = None, **labels: int) -> DayFigures:
-    return DayFigures(rows, {"author_id": 10, "duration_ms": 0}, {"click": 50} | labels, trailing)
+def figures(rows: int = 100, trailing: float | None = None, authors_null: float = 0.1, **labels: int) -> DayFigures:
+    before = Trailing(trailing, {"author_id": authors_null}) if trailing else None
+    return DayFigures(rows, {"author_id": 10, "duration_ms": 0}, {"click": 50} | labels, before)
 
 
 def test_gates_name_every_figure_that_left_its_range() -> None:
@@ -185,6 +187,11 @@ def test_gates_name_every_figure_that_left_its_range() -> None:
         check_gates(figures(trailing=1000.0), gates, DAY)
     for part in ("volume_ratio is 0.1", "null share of author_id is 0.1", "label rate of click is 0.5, outside 0.6 … 1"):
         assert part in str(failure.value)
+    gates = GatesSection(max_null_rise=0.05)
+    check_gates(figures(trailing=100.0, authors_null=0.06), gates, DAY)
+    check_gates(figures(), gates, DAY)
+    with pytest.raises(GateFailed, match=r"rise of the null share of author_id is 0\.08, outside -1 … 0\.05"):
+        check_gates(figures(trailing=100.0, authors_null=0.02), gates, DAY)
     with pytest.raises(GateFailed, match="rows is 0, below min_rows 1"):
         check_gates(figures(rows=0), GatesSection(), DAY)
 
@@ -196,13 +203,18 @@ def test_settings_that_name_unknown_columns_are_refused() -> None:
         check_gate_names(GatesSection(label_rate={"clicks": (0, 1)}))
 
 
-def test_the_volume_gate_compares_with_the_mean_of_the_published_days_before(make_lake: Callable[..., Lake]) -> None:
+def test_gates_compare_with_the_published_days_before(make_lake: Callable[..., Lake]) -> None:
     lake = make_lake()
-    assert trailing_rows(lake, DAY, 7, lake.table_version(DAILY_SAMPLES)) is None
+    assert trailing_figures(lake, DAY, 7, lake.table_version(DAILY_SAMPLES)) is None
     for age, count in ((1, 2), (3, 4), (9, 50)):
         rows = [sample_row(f"s{age}-{number}", DAY - dt.timedelta(days=age)) for number in range(count)]
         write_rows(lake, DAILY_SAMPLES, rows)
-    assert trailing_rows(lake, DAY, 7, lake.table_version(DAILY_SAMPLES)) == 3.0
+    trailing = trailing_figures(lake, DAY, 7, lake.table_version(DAILY_SAMPLES))
+    assert trailing is not None
+    assert trailing.rows == 3.0
+    expected = lake.read(DAILY_SAMPLES, filter=pads.field("date") >= DAY - dt.timedelta(days=7))
+    assert trailing.null_share["author_id"] == expected["author_id"].null_count / 6
+    assert trailing.null_share["user_id"] == 0
 
 
 def sample_row(name: str, date: dt.date) -> dict[str, Any]:
