@@ -20,12 +20,12 @@ from pipelines.contents import create_contents, end_of
 from pipelines.fused_inputs import quoted
 from pipelines.pairs import latest_pairs, pair_rows
 from pipelines.runner import LOCAL, open_pipeline
-from pipelines.work import query_engine, work_folder
+from pipelines.work import count, query_engine, work_folder
 from schemas.config import CodebookSection
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Registry
-from schemas.runs import step_run
+from schemas.runs import TableCounts, step_run
 from schemas.tables import CO_INTERACTION, ITEM_VECTORS, ITEMS
 from tokenization.modalities import vector_matrix
 from tokenization.sampling import stratified_sample
@@ -63,6 +63,9 @@ def run(
         latest = registry.latest("codebook")
         reused = latest is not None and registry.load("codebook", latest).metadata.get("inputs_hash") == inputs_hash
         if not reused:
+            from pipelines.codebook_transform import TrainCodebook, start_codebooks
+            from pipelines.part_transforms import map_parts
+
             _check_sizes(rows, section)
             metadata = {
                 "encoders": registry.load("fusion", version).metadata["encoders"],
@@ -71,10 +74,9 @@ def run(
                 "inputs": dict(step.inputs),
                 "inputs_hash": inputs_hash,
             }
+            # Read here too, so that a damaged one is one line and not a worker's trace.
+            start_codebooks(registry, latest, section.sizes, len(rows["vector"][0]))
             progress(f"train-codebook: {rows.num_rows} vectors of fusion {version}, layers of {list(section.sizes)}")
-            from pipelines.codebook_transform import TrainCodebook
-            from pipelines.part_transforms import map_parts
-
             task = {
                 "training": work.write_part("training", rows),
                 "pairs": work.write_part("pairs", _pair_table(named, rows)),
@@ -84,6 +86,7 @@ def run(
             }
             with open_pipeline(runner, options) as pipeline:
                 map_parts(pipeline, [json.dumps(task)], TrainCodebook(registry.root))
+        step.table(ITEM_VECTORS, _accounting(connection, version, rows.num_rows, reused=reused))
         artefact = registry.load("codebook")
         step.extra |= {
             "codebook_version": artefact.version,
@@ -93,6 +96,13 @@ def run(
             "metrics": _summary(artefact.metadata["metrics"]),
         }
     return step.to_json()
+
+
+def _accounting(connection: duckdb.DuckDBPyConnection, version: str, sampled: int, *, reused: bool) -> TableCounts:
+    """Fused vectors of the version: trained on, beyond the sample, or on whose sample this very codebook was trained before."""
+    total = count(connection, f"SELECT count(*) FROM vectors WHERE kind = 'fused' AND source = {quoted(version)}")
+    dropped = {"beyond_sample": total - sampled, "unchanged": sampled if reused else 0}
+    return TableCounts(total, 0 if reused else sampled, rows_dropped=dropped)
 
 
 def _summary(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from schemas.config import FusionSection
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Registry
-from schemas.runs import StepRun, step_run
+from schemas.runs import StepRun, TableCounts, step_run
 from schemas.tables import CO_INTERACTION, ITEM_VECTORS, ITEMS
 from tokenization.encoders import KINDS, Kind, encoder_set
 from tokenization.fusion_model import FUSION_FILE, FusionModel, FusionShape, fusion_bytes
@@ -86,7 +86,10 @@ def run(
             }
             latest = registry.publish("fusion", metadata, {FUSION_FILE: fusion_bytes(model)}).version
             shutil.rmtree(folder, ignore_errors=True)
+            step.table("pairs", TableCounts(len(pairs), len(training), rows_dropped={"held_out": len(held_out)}))
             step.extra["last_loss"] = round(losses[-1], 6) if losses else None
+        else:
+            step.table("pairs", TableCounts(len(pairs), 0, rows_dropped={"unchanged": len(pairs)}))
         artefact = registry.load("fusion", latest)
         step.extra |= {"fusion_version": artefact.version, "reused": reused, "metrics": artefact.metadata["metrics"]}
     return step.to_json()

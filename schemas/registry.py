@@ -21,6 +21,14 @@ from schemas.errors import BadInput
 from schemas.lake import Lake, write_atomically
 
 MAX_MANIFEST_BYTES = 16 * 2**20
+_COMMANDS = {
+    "fusion": "train-fusion",
+    "codebook": "train-codebook",
+    "token_set": "publish tokens",
+    "pretrained": "publish pretrained",
+    "release": "publish release",
+}
+"""What publishes an artefact of a kind."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
 
 
@@ -95,9 +103,16 @@ class Registry:
         write_atomically(str(self.root / kind / "latest"), f"{version}\n".encode())
 
     def latest(self, kind: str) -> str | None:
-        """The version that ``latest`` names, or None before the first publication."""
+        """The version that ``latest`` names, or None before the first publication. Raises BadInput if it names none."""
         pointer = self.root / _checked(kind, "kind") / "latest"
-        return pointer.read_text().strip() if pointer.is_file() else None
+        if not pointer.is_file():
+            return None
+        named = pointer.read_bytes()[:256].decode(errors="replace").strip()
+        if not (_NAME.fullmatch(named) and (pointer.parent / named / f"{kind}.json").is_file()):
+            there = " or ".join(self.versions(kind))
+            mend = f"write a version into it ({there})" if there else "remove it"
+            raise BadInput(f"{pointer}: names no {kind} that is there (altered); {mend}")
+        return named
 
     def versions(self, kind: str) -> list[str]:
         """All whole versions, oldest first."""
@@ -109,7 +124,7 @@ class Registry:
         """Open a version (``None``: the latest). Raises BadInput for a missing, damaged or foreign one."""
         chosen = version or self.latest(kind)
         if chosen is None:
-            raise BadInput(f"{self.root / kind}: no {kind} published yet")
+            raise BadInput(f"{self.root / kind}: no {kind} published yet; run `onerec {_COMMANDS.get(kind, 'publish')}` first")
         folder = self.root / _checked(kind, "kind") / _checked(chosen, "version")
         manifest = folder / f"{kind}.json"
         if not manifest.is_file():

@@ -28,8 +28,8 @@ ITEMS_FILE = "items.parquet"
 def publish_token_set(lake: Lake, codebook_version: str | None = None) -> Artefact:
     """Publish the token set of a codebook (None: the newest) and make it the live one.
 
-    Raises BadInput, with what to run, where its parts do not belong together: a codebook of another encoder set than its
-    fusion model, items whose tokens are missing or of an older vector, tokens outside the codebook.
+    Raises BadInput, with what to run, where its parts are damaged or do not belong together: a codebook of another encoder
+    set than its fusion model, items whose tokens are missing or of an older vector, tokens outside the codebook.
     """
     registry = Registry.of(lake)
     codebook = registry.load("codebook", codebook_version)
@@ -43,6 +43,9 @@ def publish_token_set(lake: Lake, codebook_version: str | None = None) -> Artefa
             f"codebook {codebook.version}: of encoders {codebook.metadata.get('encoders')}, but its fusion {fusion_version} "
             f"has {encoders}; run `onerec train-codebook` again"
         )
+    for part in (codebook, fusion):
+        for name in part.files:
+            part.file(name)
     sizes = [int(size) for size in codebook.metadata["sizes"]]
     tokens_version = lake.table_version(ITEM_TOKENS)
     tokens = lake.read(ITEM_TOKENS, filter=pads.field("codebook_version") == codebook.version, version=tokens_version).sort_by(

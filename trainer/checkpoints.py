@@ -1,8 +1,8 @@
 """Models and training states on disk: safetensors and JSON for what is shared, a weights-only file for what resumes.
 
 A model is two files of one folder: ``model-<sha>.safetensors`` and ``model.json``, which holds the sizes, the metadata and
-the name, length and sha256 of the weights. ``model.json`` is replaced last and atomically, so a reader sees the old model
-or the new one. Nothing is unpickled but tensors (``torch.load(weights_only=True)``).
+the name, length and sha256 of the weights, and a checksum of itself. ``model.json`` is replaced last and atomically, so a
+reader sees the old model or the new one. Nothing is unpickled but tensors (``torch.load(weights_only=True)``).
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 
 from schemas.errors import BadInput
 from schemas.lake import write_atomically
+from schemas.runs import stable_hash
 from trainer.model.config import ModelConfig
 from trainer.model.onerec import OneRec
 
@@ -37,6 +38,8 @@ class SavedModel:
 
     model: OneRec
     metadata: dict[str, Any]
+    weights_sha256: str
+    """Hex; what an evaluation of it repeats."""
 
 
 def save_model(folder: Path, model: OneRec, metadata: Mapping[str, Any]) -> dict[str, Path]:
@@ -54,17 +57,28 @@ def save_model(folder: Path, model: OneRec, metadata: Mapping[str, Any]) -> dict
         "metadata": dict(metadata),
         "weights": {"path": weights.name, "bytes": len(content), "sha256": sha256},
     }
-    write_atomically(str(folder / MODEL_FILE), (json.dumps(body, indent=1, sort_keys=True) + "\n").encode())
+    sealed = {**body, "checksum": checksum_of(body)}
+    write_atomically(str(folder / MODEL_FILE), (json.dumps(sealed, indent=1, sort_keys=True) + "\n").encode())
     for old in folder.glob("model-*.safetensors"):
         if old != weights:
             old.unlink()
     return model_files(folder)
 
 
+def checksum_of(body: Mapping[str, Any]) -> str:
+    """Hex sha256 of a description's content, whatever its layout."""
+    return stable_hash(json.dumps(body, sort_keys=True))
+
+
 def model_files(folder: Path) -> dict[str, Path]:
     """The files of a saved model by name. Raises BadInput for a folder without a whole one."""
     body = _body(folder)
     return {MODEL_FILE: folder / MODEL_FILE, body["weights"]["path"]: _weights(folder, body)}
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hex sha256 of a saved model's weights, as its description says. Raises BadInput for a folder without a model."""
+    return str(_body(folder)["weights"]["sha256"])
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> SavedModel:
@@ -90,7 +104,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> SavedModel:
         if name not in tensors:
             buffer.zero_()
     model.load_state_dict(tensors)
-    return SavedModel(model.eval(), body["metadata"])
+    return SavedModel(model.eval(), body["metadata"], body["weights"]["sha256"])
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -133,10 +147,13 @@ def _body(folder: Path) -> dict[str, Any]:
             and isinstance(body["weights"]["bytes"], int)
             and isinstance(body["weights"]["sha256"], str)
         )
+        intact = body.pop("checksum") == checksum_of(body)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{path}: no model description of ours (truncated or foreign); train the model again") from error
     if not well_formed:
         raise BadInput(f"{path}: format {body['format']!r} version {body['version']!r}, or ill-typed; train the model again")
+    if not intact:
+        raise BadInput(f"{path}: altered (its checksum is not that of its content); train or publish the model again")
     return body
 
 

@@ -232,6 +232,7 @@ def _report(lake: Lake, stage: str, day: dt.date, saved: SavedModel, evaluator: 
         "stage": stage,
         "evaluated_on": day.isoformat(),
         **{name: saved.metadata.get(name) for name in names},
+        "weights_sha256": saved.weights_sha256,
         "beam": evaluator.settings.beam,
         "loss": groups["all"]["loss"],
         "metrics": _flat(

@@ -24,8 +24,6 @@ from trainer.training import PRETRAINED, RUN_FILE, training_folder
 KINDS = {"tokens": "token_set", "pretrained": PRETRAINED, "release": "release"}
 """What a person publishes → the registry's kind."""
 MAX_JSON_BYTES = 64 * 2**20
-_SAME = ("stage", "trained_through", "codebook_version", "preset", "token_set_version")
-"""What an evaluation repeats of its model."""
 _KEPT = (
     "stage",
     "preset",
@@ -150,24 +148,24 @@ def _evaluated_model(lake: Lake, stage: str) -> tuple[dict[str, Any], dict[str, 
     """A stage's metadata, its files and its evaluation; all of one model."""
     folder = training_folder(lake, stage)
     files = model_files(folder)
-    model = load_model(folder).metadata
+    saved = load_model(folder)
     run_file, evaluation_file = folder / RUN_FILE, folder / EVALUATION_FILE
-    if _json(run_file, f"run the training of {stage} again") != model:
+    if _json(run_file, f"run the training of {stage} again") != saved.metadata | {"weights_sha256": saved.weights_sha256}:
         raise BadInput(f"{run_file}: of another model than the one beside it; run the training of {stage} again")
     evaluation = _json(evaluation_file, f"run `onerec evaluate --stage {stage}` first")
-    different = [name for name in _SAME if evaluation.get(name) != model.get(name)]
-    if different:
-        name = different[0]
+    if evaluation.get("weights_sha256") != saved.weights_sha256:
         raise BadInput(
-            f"{evaluation_file}: of another model ({name} {evaluation.get(name)!r}, the model's is {model.get(name)!r}); "
-            f"run `onerec evaluate --stage {stage}` again"
+            f"{evaluation_file}: of another model (weights_sha256 {evaluation.get('weights_sha256')!r}, the model's is "
+            f"{saved.weights_sha256!r}); run `onerec evaluate --stage {stage}` again"
         )
+    if not _is_evaluation(evaluation):
+        raise BadInput(f"{evaluation_file}: no evaluation of ours (altered); run `onerec evaluate --stage {stage}` again")
     if not evaluation["gate"]["passed"]:
         raise GateFailed(f"{evaluation_file}: {'; '.join(evaluation['gate']['reasons'])}; nothing was published")
     files = files | {RUN_FILE: run_file, EVALUATION_FILE: evaluation_file}
     if (folder / EXAMPLES_FILE).is_file():
         files[EXAMPLES_FILE] = folder / EXAMPLES_FILE
-    return model, files, evaluation
+    return saved.metadata, files, evaluation
 
 
 def _token_set(registry: Registry, model: Mapping[str, Any]) -> Artefact:
@@ -195,6 +193,15 @@ def _same_codebook(artefact: Artefact, codebook_version: str) -> None:
 
 def _kept(model: Mapping[str, Any]) -> dict[str, Any]:
     return {name: model.get(name) for name in _KEPT}
+
+
+def _is_evaluation(content: Mapping[str, Any]) -> bool:
+    """Whether everything is there that publishing repeats or judges."""
+    try:
+        _figures(content)
+        return isinstance(content["gate"]["passed"], bool) and isinstance(content["gate"]["reasons"], list)
+    except (KeyError, TypeError):
+        return False
 
 
 def _figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:

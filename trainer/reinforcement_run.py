@@ -18,7 +18,7 @@ import torch
 from schemas.errors import BadInput
 from schemas.lake import Lake, write_atomically
 from schemas.runs import StepRun, TableCounts, step_run
-from trainer.checkpoints import SavedModel, load_model, model_files, save_model
+from trainer.checkpoints import SavedModel, load_model, weights_sha256
 from trainer.model.onerec import OneRec
 from trainer.reinforcement import GroupFigures, judge_policy, reinforce, rows_of_batch
 from trainer.reward.catalogue import Catalogue
@@ -29,7 +29,7 @@ from trainer.rollout.cluster import cluster
 from trainer.rollout.service import RolloutService, namespace_of
 from trainer.shard_files import dates_with_shards, open_day
 from trainer.shard_reader import ShardReader, Split, Targets
-from trainer.training import RUN_FILE, device_here, lengths_of, shards_root, training_dates, training_folder
+from trainer.training import device_here, leave_model, lengths_of, shards_root, training_dates, training_folder
 
 RL = "rl"
 START = "rsft"
@@ -43,12 +43,6 @@ class ReinforceRequest:
     last: dt.date | None = None
     address: str | None = None
     """A Ray cluster to generate in; without one, a local one for the time of the run."""
-
-
-def weights_version(folder: Path) -> str:
-    """First 12 hex digits of the sha256 of a saved model's weights. Raises BadInput for a folder without a whole model."""
-    names = [name for name in model_files(folder) if name.endswith(".safetensors")]
-    return names[0].removeprefix("model-").removesuffix(".safetensors")
 
 
 def run(lake: Lake, request: ReinforceRequest, on_step: Callable[[dict[str, Any]], None] = lambda _: None) -> StepRun:
@@ -156,7 +150,7 @@ def _describe(
         "codebook_version": reader.codebook_version,
         "codebook_sizes": list(reader.codebook_sizes),
         "token_set_version": saved.metadata.get("token_set_version"),
-        "parent": {"kind": START, "version": weights_version(training_folder(lake, START))},
+        "parent": {"kind": START, "version": weights_sha256(training_folder(lake, START))[:12]},
         "pretrained": saved.metadata.get("parent"),
         "reward_version": reward.version,
         "model": model.config.to_json(),
@@ -174,11 +168,8 @@ def _describe(
 
 
 def _save(folder: Path, model: OneRec, described: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-    save_model(folder, model, described)
-    write_atomically(str(folder / RUN_FILE), (json.dumps(described, indent=1, sort_keys=True) + "\n").encode())
+    leave_model(folder, model, described)
     write_atomically(str(folder / "metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in lines).encode())
-    for stale in ("evaluation.json", "examples.json"):  # they are of the model that was here
-        (folder / stale).unlink(missing_ok=True)
 
 
 def _accounting(lines: list[dict[str, Any]]) -> TableCounts:

@@ -6,7 +6,7 @@ a training is unfinished, ``checkpoint.pt``. Killed at any point, the same comma
 
 import datetime as dt
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from schemas.errors import BadInput
 from schemas.lake import Lake, write_atomically
 from schemas.registry import Artefact, Registry
 from schemas.runs import StepRun, TableCounts, step_run
-from trainer.checkpoints import load_model, save_model
+from trainer.checkpoints import load_model, save_model, weights_sha256
 from trainer.features import Lengths
 from trainer.fitting import FitResult, FitSettings, fit, forget_state
 from trainer.model.config import ModelConfig
@@ -125,14 +125,23 @@ def run(lake: Lake, request: TrainRequest, on_step: Callable[[int, int, float], 
         folder.mkdir(parents=True, exist_ok=True)
         result = fit(model.to(device), reader, fitting, folder, lambda done, loss: on_step(done, steps, loss))
         described = _describe(lake, request, model, reader, dates, parent, result, str(device))
-        save_model(folder, model, described)
-        write_atomically(str(folder / RUN_FILE), (json.dumps(described, indent=1, sort_keys=True) + "\n").encode())
-        for stale in ("evaluation.json", "examples.json"):
-            (folder / stale).unlink(missing_ok=True)
+        leave_model(folder, model, described)
         forget_state(folder)
         step.table("training", _accounting(reader, result))
         step.extra |= _report(described, result)
     return step
+
+
+def leave_model(folder: Path, model: OneRec, described: Mapping[str, Any]) -> None:
+    """Save a stage's model and its ``run.json``: the model's metadata and the sha256 of its weights.
+
+    An evaluation that is there is removed: it is of the model before.
+    """
+    save_model(folder, model, described)
+    run = {**described, "weights_sha256": weights_sha256(folder)}
+    write_atomically(str(folder / RUN_FILE), (json.dumps(run, indent=1, sort_keys=True) + "\n").encode())
+    for stale in ("evaluation.json", "examples.json"):
+        (folder / stale).unlink(missing_ok=True)
 
 
 def _start(lake: Lake, request: TrainRequest, name: str, dates: list[dt.date]) -> tuple[Artefact | None, OneRec]:
@@ -177,7 +186,7 @@ def _describe(
     result: FitResult,
     device: str,
 ) -> dict[str, Any]:
-    """Everything a model came from: ``run.json``, and the metadata of the saved model."""
+    """Everything a model came from: the metadata of the saved model, and ``run.json``."""
     through = max(dates[-1], dt.date.fromisoformat(parent.metadata["trained_through"]) if parent else dates[-1])
     registry = Registry.of(lake)
     token_set = registry.load("token_set") if registry.latest("token_set") else None

@@ -11,7 +11,7 @@ from onerec.commands.codebook_source import Source, metrics_at_training
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Artefact
-from tokenization.codebook import KIND, load_codebook
+from tokenization.codebook import FILE, KIND, load_codebook
 from tokenization.inspection import category_mix, centroid_shift, churn, gate_checks
 from tokenization.inspection_tables import (
     TokenisedItems,
@@ -53,8 +53,9 @@ def _version_row(source: Source, version: str, is_latest: bool) -> dict[str, Any
 
 
 def inspection(source: Source, version: str | None, *, full: bool) -> dict[str, Any]:
-    """A version's metrics and its gate. Raises BadInput where neither tokens nor metrics of training are there."""
+    """A version's metrics and its gate. Raises BadInput for a damaged one, or with neither tokens nor metrics of training."""
     artefact = source.artefact(version)
+    artefact.file(FILE)  # a gate must not pass a codebook that cannot be read
     metrics = tokens_metrics(source, artefact, full=full)
     origin = "item_tokens"
     if metrics is None:

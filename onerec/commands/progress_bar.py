@@ -9,7 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def counting(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Shows a bar while it lasts; call what it gives with how many are done, of how many, and a note."""
+    """Shows a bar from the first count on; call what it gives with how many are done, of how many, and a note.
+
+    A step that is refused before it has counted anything leaves its error line alone.
+    """
     columns = (
         TextColumn(title),
         BarColumn(),
@@ -18,6 +21,15 @@ def counting(title: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=None, note="")
-        yield lambda done, total, note: progress.update(task, completed=min(done, total), total=total, note=note)
+    progress = Progress(*columns, console=Console(stderr=True))
+    task = progress.add_task(title, total=None, note="")
+
+    def count(done: int, total: int, note: str) -> None:
+        progress.start()  # once: later calls change nothing
+        progress.update(task, completed=min(done, total), total=total, note=note)
+
+    try:
+        yield count
+    finally:
+        if progress.live.is_started:  # stopping ends a line even where none was begun
+            progress.stop()

@@ -51,6 +51,14 @@ def test_an_altered_or_foreign_manifest_is_named(registry):
             registry.load("codebook")
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'{"a": 1}', b"0123456789ab", b"../../elsewhere"])
+def test_a_latest_that_names_no_version_is_named(registry, content):
+    artefact = registry.publish("codebook", {"sizes": [4]}, {"a": b"abc"})
+    (registry.root / "codebook" / "latest").write_bytes(content)
+    with pytest.raises(BadInput, match=rf"codebook/latest: .*write a version into it \({artefact.version}\)"):
+        registry.load("codebook")
+
+
 @pytest.mark.parametrize("name", ["../a", "/etc/passwd", ".hidden", "a/b", ""])
 def test_no_name_leaves_the_registry(registry, name):
     with pytest.raises(BadInput):
@@ -82,5 +90,5 @@ def test_concurrent_publishers_do_not_collide(registry):
 
 def test_nothing_published_says_so(registry):
     assert registry.latest("release") is None
-    with pytest.raises(BadInput, match="no release published yet"):
+    with pytest.raises(BadInput, match="no release published yet; run `onerec publish release` first"):
         registry.load("release")

@@ -9,7 +9,7 @@ import torch
 
 from schemas.errors import BadInput
 from tests.trainer.made_batches import made_batch, small_config
-from trainer.checkpoints import load_model, load_state, model_files, save_model, save_state
+from trainer.checkpoints import checksum_of, load_model, load_state, model_files, save_model, save_state
 from trainer.model.onerec import OneRec
 
 
@@ -61,8 +61,15 @@ def weights_of(folder):
 def edited(folder, change):
     path = folder / "model.json"
     body = json.loads(path.read_text())
+    del body["checksum"]
     change(body)
-    path.write_text(json.dumps(body))
+    path.write_text(json.dumps({**body, "checksum": checksum_of(body)}))
+
+
+def flipped(path, text):
+    content = path.read_bytes()
+    assert content.count(text) == 1
+    path.write_bytes(content.replace(text, bytes([text[0] ^ 1]) + text[1:]))
 
 
 @pytest.mark.parametrize(
@@ -71,6 +78,7 @@ def edited(folder, change):
         (lambda folder: (folder / "model.json").unlink(), "no model here; run `onerec train`"),
         (lambda folder: (folder / "model.json").write_text("{"), "truncated or foreign"),
         (lambda folder: (folder / "model.json").write_text("[]"), "truncated or foreign"),
+        (lambda folder: flipped(folder / "model.json", b"cb1"), "checksum"),
         (lambda folder: edited(folder, lambda body: body.update(version=9)), "version 9"),
         (lambda folder: edited(folder, lambda body: body["config"].update(d_model=1 << 20)), "not those of the sizes"),
         (lambda folder: edited(folder, lambda body: body["config"].pop("heads")), "sizes are missing"),

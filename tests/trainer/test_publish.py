@@ -15,7 +15,7 @@ from schemas.registry import Registry
 from schemas.tables import PIPELINE_RUNS
 from tests.trainer.post_training_lake import fine_tuned_lake
 from trainer.checkpoints import load_model
-from trainer.reward.files import load_reward
+from trainer.reward.files import load_reward, save_reward
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,8 @@ def test_rl_leaves_a_model_and_what_it_came_from(reinforced) -> None:
     lake, reports = reinforced
     folder, report = lake.local_path("training", "rl"), reports["rl"]
     described = json.loads((folder / "run.json").read_text())
-    assert load_model(folder).metadata == described
+    saved = load_model(folder)
+    assert described == saved.metadata | {"weights_sha256": saved.weights_sha256}
     assert described["reward_version"] == reports["reward"]["reward_version"]
     assert described["parent"]["kind"] == "rsft"
     assert described["pretrained"]["kind"] == "pretrained"
@@ -150,8 +151,15 @@ def test_what_does_not_belong_together_is_not_released(copy) -> None:
     (folder / "evaluation.json").unlink()
     assert "onerec evaluate --stage rl" in refused(release(copy))
     (folder / "evaluation.json").write_text(whole)
-    _change(folder / "evaluation.json", trained_through="2025-12-31")
-    assert "of another model" in refused(release(copy))
+    assert json.loads(whole)["weights_sha256"] == load_model(folder).weights_sha256
+    _change(folder / "evaluation.json", weights_sha256="0" * 64)
+    assert "evaluation.json: of another model" in refused(release(copy))
+    (folder / "evaluation.json").write_text(json.dumps({"weights_sha256": json.loads(whole)["weights_sha256"]}))
+    assert "evaluation.json: no evaluation" in refused(release(copy))
+    run = (folder / "run.json").read_text()
+    _change(folder / "run.json", weights_sha256="0" * 64)
+    assert "run.json: of another model" in refused(release(copy))
+    (folder / "run.json").write_text(run)
     (folder / "evaluation.json").write_text(whole)
     _change(folder / "evaluation.json", gate={"passed": False, "reasons": ["loss 9 is above 4"]})
     assert "loss 9" in refused(release(copy), code=3)
@@ -177,7 +185,8 @@ def test_a_reward_model_trained_anew_does_not_fit_the_rl_model(copy) -> None:
 
 def test_models_of_another_codebook_are_refused(copy) -> None:
     path = copy.local_path("training", "reward") / "reward.json"
-    _change(path, metadata=json.loads(path.read_text())["metadata"] | {"codebook_version": "cb0"})
+    reward = load_reward(path.parent)
+    save_reward(path.parent, reward.model, reward.metadata | {"codebook_version": "cb0"})
     assert "different codebooks" in refused(["rl", "--lake", copy.root])
 
 

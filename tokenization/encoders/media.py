@@ -6,6 +6,7 @@ checking that it lies inside the landing zone).
 
 import hashlib
 import os
+import re
 import stat
 import warnings
 from io import BytesIO
@@ -100,4 +101,6 @@ def _frames(frames: int, rate: int, limits: MediaLimits) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else ""
+    """The first line of a decoder's complaint, without the address of the buffer that stands for the file."""
+    line = str(error).splitlines()[0][:200] if str(error) else ""
+    return re.sub(r" ?<_io\.BytesIO object at 0x[0-9a-f]+>", "", line)

@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 
 from schemas.errors import BadInput
 from schemas.lake import write_atomically
+from trainer.checkpoints import checksum_of
 from trainer.reward.network import PScore, RewardConfig
 
 REWARD_FILE = "reward.json"
@@ -50,7 +51,8 @@ def save_reward(folder: Path, model: PScore, metadata: Mapping[str, Any]) -> str
         "weights": {"path": weights.name, "bytes": len(content), "sha256": sha256},
     }
     # Keys stay in their order: that of the objectives is the order of the towers.
-    write_atomically(str(folder / REWARD_FILE), (json.dumps(body, indent=1) + "\n").encode())
+    sealed = {**body, "checksum": checksum_of(body)}
+    write_atomically(str(folder / REWARD_FILE), (json.dumps(sealed, indent=1) + "\n").encode())
     for old in folder.glob("reward-*.safetensors"):
         if old != weights:
             old.unlink()
@@ -101,8 +103,11 @@ def _body(path: Path) -> dict[str, Any]:
                 (entry["sha256"], str),
             )
         )
+        intact = body.pop("checksum") == checksum_of(body)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{path}: no reward model's description (truncated or foreign); {AGAIN}") from error
     if not well_formed:
         raise BadInput(f"{path}: of another format or version, or ill-typed; {AGAIN}")
+    if not intact:
+        raise BadInput(f"{path}: altered (its checksum is not that of its content); {AGAIN}")
     return body
