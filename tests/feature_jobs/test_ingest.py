@@ -17,6 +17,7 @@ from feature_jobs.ingest.landing import open_landing
 from schemas.config import Config
 from schemas.errors import BadInput
 from schemas.lake import Lake, open_lake, parse_date
+from schemas.suppression import suppress
 from schemas.tables import EVENTS, ITEMS, QUARANTINE, TABLES, USERS, Table
 
 MakeLake = Callable[..., Lake]
@@ -159,6 +160,24 @@ def test_a_mended_landing_clears_its_quarantine_and_no_other(spark: Any, make_la
     _run(spark, lake, root)
     assert [str(row["date"]) for row in _rows(lake, QUARANTINE)] == ["2026-01-30"]
     assert [row["impression_id"] for row in _rows(lake, EVENTS)] == ["2026-01-30", "a"], "the landing's rows were replaced"
+
+
+@pytest.mark.slow
+def test_rows_of_people_who_were_forgotten_are_dropped_and_counted(spark: Any, make_lake: MakeLake, tmp_path: Path) -> None:
+    """Also a row that would be quarantined: it would name them there."""
+    root, lake = tmp_path / "zone", make_lake(ingest={"quarantine_limit": 0.5})
+    suppress(lake, ["李雷"])
+    late = {"user_id": "李雷", "ts": "2026-01-30T10:00:00Z"}
+    rows = [EVENT, EVENT | late | {"impression_id": "b"}, EVENT | late | {"impression_id": "c", "play_time_ms": -1}]
+    _write(root, "events", [*rows, EVENT | {"impression_id": "d", "play_time_ms": -1}], day=DAY)
+    _write(root, "items", [ITEM])
+    _write(root, "users", [{"user_id": "李雷", "date": "2026-01-30"}, {"user_id": "u", "date": "2026-01-30"}])
+    tables = _run(spark, lake, root)["tables"]
+    assert tables["events"] == {"rows_in": 4, "rows_out": 1, "rows_quarantined": 1, "rows_dropped": {"forgotten": 2}}
+    assert tables["users"] == {"rows_in": 2, "rows_out": 1, "rows_quarantined": 0, "rows_dropped": {"forgotten": 1}}
+    assert [row["user_id"] for table in (EVENTS, USERS) for row in _rows(lake, table)] == ["u", "u"]
+    (rejected,) = _rows(lake, QUARANTINE)
+    assert "李雷" not in rejected["row_json"]
 
 
 @pytest.mark.slow

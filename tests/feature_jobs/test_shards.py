@@ -274,6 +274,21 @@ def test_new_tokens_change_the_token_table_only(spark: Any, lake: Lake) -> None:
     assert not (Path(lake.root) / "shards" / before["tokens"]["path"]).exists()
 
 
+def test_masks_catch_up_with_the_shards_that_have_none(make_lake: Callable[..., Lake]) -> None:
+    lake = make_lake()
+    root = shard_files.shards_root(lake)
+    days = [DAY - dt.timedelta(days=back) for back in range(4, -1, -1)]
+    held = (["manifest.json"], ["manifest.json", "targets-rsft.json"], [], ["manifest.json"], [])
+    for day, files in zip(days, held, strict=True):
+        folder = shard_files.day_folder(root, day.isoformat())
+        folder.mkdir(parents=True)
+        for name in files:
+            (folder / name).write_text("{}")
+    assert rsft.days_to_catch_up(lake, DAY, 7) == [days[0], days[3]], "oldest first; without a shard there is nothing to mask"
+    assert rsft.days_to_catch_up(lake, DAY, 3) == [days[3]]
+    assert rsft.days_to_catch_up(lake, DAY, 0) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("unit", ["session", "impression"])
 def test_rsft_masks_lie_beside_the_data(spark: Any, make_lake: Callable[..., Lake], unit: str) -> None:

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +155,41 @@ def test_a_lake_that_is_none(tmp_path: Path, capfd: Capture) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["ingest", "lake create", "simulate", "import"])
+def test_a_place_that_cannot_be_written_to(zone: Path, capfd: Capture, command: str) -> None:
+    (zone / "file").write_text("")
+    place = str(zone / "file" / "x")
+    source = zone / "kuairand"
+    source.mkdir()
+    for name in ("processed_standard_kcore_15.tsv", "user_features_pure.csv", "video_features_basic_pure.csv"):
+        (source / name).write_text("")
+    arguments = {
+        "ingest": ["ingest", "--lake", place, "--landing", str(zone), "--date", DAY],
+        "lake create": ["lake", "create", "--lake", place],
+        "simulate": ["simulate", "--out", place],
+        "import": ["import", "kuairand", str(source), "--out", place],
+    }
+    line = _error(capfd, arguments[command])
+    assert place in line
+    assert "can be written to" in line
+
+
+def test_damaged_marks_of_a_backfill(tmp_path: Path, capfd: Capture) -> None:
+    create_lake(str(tmp_path / "lake"), Config())
+    (tmp_path / "lake" / "stale.json").write_text("{")
+    assert "stale.json: not JSON" in _error(capfd, ["status", "--lake", str(tmp_path / "lake"), "--date", DAY])
+
+
+def test_backfill_dates_are_looked_at_before_an_engine_starts(
+    tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_lake(str(tmp_path / "lake"), Config())
+    monkeypatch.setattr("feature_jobs.session.spark_session", None)
+    arguments = ["backfill", "--lake", str(tmp_path / "lake"), "--from", DAY, "--to"]
+    assert "comes before the first" in _error(capfd, [*arguments, "2026-01-30"])
+    assert "no events of these dates" in _error(capfd, [*arguments, DAY])
+
+
 def test_a_missing_option_and_an_unknown_one(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONEREC_LAKE", raising=False)
     assert "--lake" in _error(capfd, ["ingest", "--landing", "x", "--date", DAY])
@@ -208,6 +246,36 @@ def test_a_damaged_file_is_named_and_nothing_is_published(zone: Path, capfd: Cap
     (attempt,) = open_lake(str(zone.parent / "lake")).read(PIPELINE_RUNS).to_pylist()
     assert attempt["status"] == "failed"
     assert name in attempt["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("spark")
+@pytest.mark.parametrize("content", [b"PAR1", None], ids=["cut", "missing"])
+def test_a_damaged_file_of_the_lake_is_named(zone: Path, capfd: Capture, content: bytes | None) -> None:
+    assert run(_ingest(zone, "--json")) == 0
+    capfd.readouterr()
+    lake = open_lake(str(zone.parent / "lake"))
+    (file,) = (Path(uri.removeprefix("file://")) for uri in lake.open_table(EVENTS).file_uris())
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    line = _error(capfd, ["samples", "--lake", lake.root, "--date", DAY])
+    assert f"{file}: missing or damaged" in line
+    attempt = lake.read(PIPELINE_RUNS).to_pylist()[-1]
+    assert lake.read(PIPELINE_RUNS).num_rows > 1
+    assert "\n" not in (attempt["message"] or "")
+
+
+@pytest.mark.slow
+def test_a_command_that_starts_its_own_engine_prints_one_line(zone: Path) -> None:
+    create_lake(str(zone.parent / "lake"), Config())
+    command = [sys.executable, "-m", "onerec", "samples", "--lake", str(zone.parent / "lake"), "--date", DAY]
+    environment = {name: value for name, value in os.environ.items() if name != "ONEREC_WORKER"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ")
 
 
 BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {

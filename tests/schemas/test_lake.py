@@ -7,7 +7,8 @@ import pytest
 from schemas.config import Config
 from schemas.errors import BadInput
 from schemas.lake import create_lake, day_start, is_lake, open_lake, parse_date, write_atomically
-from schemas.tables import EVENTS
+from schemas.tables import EVENTS, PIPELINE_RUNS
+from tests.lake_rows import write_rows
 
 
 def test_a_folder_that_is_no_lake_is_refused(tmp_path):
@@ -36,10 +37,44 @@ def test_no_address_leaves_the_lake(make_lake, part):
         make_lake().uri(part)
 
 
-@pytest.mark.parametrize("text", ["2026-13-01", "2026-02-30", "yesterday", "", "20260101", "2026-1-1"])
+@pytest.mark.parametrize("text", ["2026-13-01", "2026-02-30", "yesterday", "", "20260101", "2026-1-1", "2026-W01-4"])
 def test_a_date_that_is_no_date_is_refused(text):
     with pytest.raises(BadInput, match="--date"):
         parse_date(text)
+
+
+@pytest.mark.parametrize("address", ["foo://x", "hdfs://", "s3://"])
+def test_an_address_that_no_filesystem_opens_is_refused(address):
+    with pytest.raises(BadInput, match="not an address that can be opened"):
+        open_lake(address)
+
+
+def test_a_file_address_may_be_escaped(tmp_path):
+    root = tmp_path / "my läke 湖"
+    create_lake(str(root), Config())
+    assert open_lake(root.as_uri()).root == str(root)
+    assert open_lake(f"file:{root}").read(EVENTS).num_rows == 0
+
+
+def test_a_lake_cannot_be_created_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="name a folder that can be written to"):
+        create_lake(str(tmp_path / "file" / "lake"), Config())
+
+
+def test_a_damaged_table_is_named(make_lake):
+    lake = make_lake()
+    write_rows(lake, PIPELINE_RUNS, [{"step": "ingest", "run_id": "a", "attempt": 1, "status": "succeeded", "seconds": 0.0,
+                                      "started_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC), "code_version": "1",
+                                      "config_version": "1", "input_versions": []}])  # fmt: skip
+    (file,) = lake.local_path("pipeline_runs").glob("*.parquet")
+    file.write_bytes(b"PAR1")
+    with pytest.raises(BadInput, match=r"pipeline_runs: a file is missing or damaged"):
+        lake.read(PIPELINE_RUNS)
+    newest = max(lake.local_path("pipeline_runs", "_delta_log").glob("*.json"))
+    newest.write_text('{"torn')
+    with pytest.raises(BadInput, match="pipeline_runs/_delta_log: "):
+        lake.table_version(PIPELINE_RUNS)
 
 
 def test_a_day_begins_in_the_lakes_time_zone(make_lake):
