@@ -29,8 +29,9 @@ class DayFigures:
 
 @dataclass(frozen=True)
 class Trailing:
-    """Published days before: mean rows a day, and by column the share of nulls (of the columns whose nulls Delta counts)."""
+    """Published days before: how many, mean rows a day, and the share of nulls of each column whose nulls Delta counts."""
 
+    days: int
     rows: float
     null_share: Mapping[str, float]
 
@@ -60,7 +61,7 @@ def trailing_figures(lake: Lake, date: dt.date, days: int, version: int) -> Trai
         return None
     counted = [name for name in COLUMNS if f"null_count.{name}" in trailing.column_names]
     nulls = {name: pc.sum(trailing[f"null_count.{name}"]).as_py() for name in counted}
-    return Trailing(rows / published, {name: count / rows for name, count in nulls.items() if count is not None})
+    return Trailing(published, rows / published, {name: count / rows for name, count in nulls.items() if count is not None})
 
 
 def check_gates(figures: DayFigures, gates: GatesSection, date: dt.date) -> None:
@@ -73,10 +74,11 @@ def check_gates(figures: DayFigures, gates: GatesSection, date: dt.date) -> None
 
     if figures.rows < gates.min_rows:
         failures.append(f"rows is {figures.rows}, below min_rows {gates.min_rows}")
-    if figures.trailing:
-        judge("volume_ratio", figures.rows / figures.trailing.rows, *gates.volume_ratio)
+    before = figures.trailing if figures.trailing and figures.trailing.days >= gates.volume_min_days else None
+    if before:
+        judge("volume_ratio", figures.rows / before.rows, *gates.volume_ratio)
     if figures.rows:
-        for column, share in figures.trailing.null_share.items() if figures.trailing else ():
+        for column, share in before.null_share.items() if before else ():
             rise = figures.nulls[column] / figures.rows - share
             judge(f"rise of the null share of {column}", rise, -1.0, gates.max_null_rise)
         for column, limit in gates.max_null_share.items():

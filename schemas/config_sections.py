@@ -71,6 +71,8 @@ class GatesSection(Section):
     """Range of the day's samples ÷ the mean of the trailing days."""
     volume_days: Positive = 7
     """Trailing days."""
+    volume_min_days: Positive = 3
+    """Fewest published days among them before a day is compared with them."""
     max_null_share: dict[str, Share] = {}
     """Largest share of nulls, by column."""
     max_null_rise: Share = 0.3

@@ -24,7 +24,7 @@ def import_log(
     import time
 
     from onerec.importers import amazon, kuairand, movielens
-    from onerec.importers.landing_writer import check_target
+    from onerec.importers.landing_writer import check_target, row_accounting
 
     importer = {"kuairand": kuairand, "amazon": amazon, "movielens": movielens}[source_name]
     if dry_run:
@@ -35,7 +35,9 @@ def import_log(
         return
     started = time.perf_counter()
     report = importer.run(src, out)
-    result = {"step": "import", "source": source_name, "seconds": round(time.perf_counter() - started, 3), "report": report}
+    seconds = round(time.perf_counter() - started, 3)
+    result = {"step": "import", "date": None, "seconds": seconds, "tables": row_accounting(out, report["rows"])}
+    result |= {"source": source_name, "report": report}
     if as_json:
         print_json(result)
         return

@@ -176,7 +176,7 @@ def test_landings_of_a_normal_run_a_day_after_a_backfilled_one_and_a_backfill() 
 
 
 def figures(rows: int = 100, trailing: float | None = None, authors_null: float = 0.1, **labels: int) -> DayFigures:
-    before = Trailing(trailing, {"author_id": authors_null}) if trailing else None
+    before = Trailing(3, trailing, {"author_id": authors_null}) if trailing else None
     return DayFigures(rows, {"author_id": 10, "duration_ms": 0}, {"click": 50} | labels, before)
 
 
@@ -187,6 +187,7 @@ def test_gates_name_every_figure_that_left_its_range() -> None:
         check_gates(figures(trailing=1000.0), gates, DAY)
     for part in ("volume_ratio is 0.1", "null share of author_id is 0.1", "label rate of click is 0.5, outside 0.6 … 1"):
         assert part in str(failure.value)
+    check_gates(figures(trailing=1.0), GatesSection(volume_min_days=4), DAY)
     gates = GatesSection(max_null_rise=0.05)
     check_gates(figures(trailing=100.0, authors_null=0.06), gates, DAY)
     check_gates(figures(), gates, DAY)
@@ -211,7 +212,7 @@ def test_gates_compare_with_the_published_days_before(make_lake: Callable[..., L
         write_rows(lake, DAILY_SAMPLES, rows)
     trailing = trailing_figures(lake, DAY, 7, lake.table_version(DAILY_SAMPLES))
     assert trailing is not None
-    assert trailing.rows == 3.0
+    assert (trailing.days, trailing.rows) == (2, 3.0)
     expected = lake.read(DAILY_SAMPLES, filter=pads.field("date") >= DAY - dt.timedelta(days=7))
     assert trailing.null_share["author_id"] == expected["author_id"].null_count / 6
     assert trailing.null_share["user_id"] == 0
