@@ -5,7 +5,8 @@ most ten) and the one to predict; a user's sequence is put together again by lay
 what is there already. As sequences (``NAME.txt`` and ``NAME_item2attributes.json``): a user and his items a line.
 
 Neither has times, only an order: a user's first interaction is at ``START`` and each next one a second later. An
-interaction is a click with a play time of 0. Item versions hold from 2000 on; there are no media.
+interaction is a review: a click and a comment (so it counts as high engagement) with a play time of 0. Item versions hold
+from 2000 on; there are no media.
 """
 
 import ast
@@ -72,6 +73,7 @@ def _event_rows(sequences: Sequences) -> pa.Table:
             "ts": (START + dt.timedelta(seconds=step)).isoformat(),
             "play_time_ms": 0,
             "click": True,
+            "comment": True,
             "landing_day": (START + dt.timedelta(seconds=step)).date().isoformat(),
         }
         for user, items in sequences.items()
