@@ -134,7 +134,8 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
 def _body(folder: Path) -> dict[str, Any]:
     path = folder / MODEL_FILE
     if not path.is_file():
-        raise BadInput(f"{path}: no model here; run `onerec train` first")
+        command = {"rsft": "train --stage rsft", "rl": "rl"}.get(folder.name, "train")
+        raise BadInput(f"{path}: no model here; run `onerec {command}` first")
     if path.stat().st_size > MAX_MODEL_JSON_BYTES:
         raise BadInput(f"{path}: larger than {MAX_MODEL_JSON_BYTES} bytes; not one of ours")
     try:
@@ -147,12 +148,11 @@ def _body(folder: Path) -> dict[str, Any]:
             and isinstance(body["weights"]["bytes"], int)
             and isinstance(body["weights"]["sha256"], str)
         )
-        intact = body.pop("checksum") == checksum_of(body)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{path}: no model description of ours (truncated or foreign); train the model again") from error
     if not well_formed:
         raise BadInput(f"{path}: format {body['format']!r} version {body['version']!r}, or ill-typed; train the model again")
-    if not intact:
+    if body.pop("checksum", None) != checksum_of(body):
         raise BadInput(f"{path}: altered (its checksum is not that of its content); train or publish the model again")
     return body
 

@@ -90,14 +90,15 @@ def run(lake: Lake, request: TrainRequest, on_step: Callable[[int, int, float], 
 
     Raises BadInput for shards, dates, a preset or a start that cannot be used.
     """
-    dates = training_dates(lake, request.first, request.last)
+    dates, parent = planned(lake, request)
     with step_run(lake, "train", dates[-1]) as step:
         settings = lake.config.train
-        name = request.preset or settings.preset
         folder = training_folder(lake, request.stage)
-        parent, model = _start(lake, request, name, dates)
+        root = shards_root(lake)
+        _, sizes = one_codebook([open_day(root, date, "all") for date in dates], None, root)
+        model = _model(lake, request.preset or settings.preset, sizes, parent)
         reader = ShardReader(
-            shards_root(lake),
+            root,
             dates,
             seed=settings.seed,
             batch_requests=settings.batch_requests,
@@ -144,36 +145,69 @@ def leave_model(folder: Path, model: OneRec, described: Mapping[str, Any]) -> No
         (folder / stale).unlink(missing_ok=True)
 
 
-def _start(lake: Lake, request: TrainRequest, name: str, dates: list[dt.date]) -> tuple[Artefact | None, OneRec]:
-    """The model to begin with: a published one that fits, or a fresh one of the preset (seeded)."""
-    codebook_version, sizes = one_codebook([open_day(shards_root(lake), date, "all") for date in dates], None, shards_root(lake))
+def planned(lake: Lake, request: TrainRequest) -> tuple[list[dt.date], Artefact | None]:
+    """The days to train on and the published model to begin with (None: a fresh one).
+
+    Pre-training goes on where the published model ended: on the days after it, unless ``first`` says more. A model that was
+    trained through the last day already gives way to the one it came from, so that a day trained again, also after its model
+    was published, ends in the same weights. Fine-tuning starts from the published model on all days. Raises BadInput for days
+    or a start that cannot be used.
+    """
+    dates = training_dates(lake, request.first, request.last)
+    parent = _parent(lake, request, dates[-1], open_day(shards_root(lake), dates[-1], "all").codebook_version)
+    if parent is None or request.stage != "pretrain" or request.first is not None:
+        return dates, parent
+    through = dt.date.fromisoformat(parent.metadata["trained_through"])
+    newer = [date for date in dates if date > through]
+    if not newer:
+        raise BadInput(
+            f"--init {parent.version}: was trained through {through} already; name a later --to, or --from to train on days again"
+        )
+    return newer, parent
+
+
+def _parent(lake: Lake, request: TrainRequest, last: dt.date, codebook_version: str) -> Artefact | None:
     registry = Registry.of(lake)
-    if request.stage == "rsft" and request.init == "scratch":
-        raise BadInput("--init scratch: fine-tuning needs a pretrained model; publish one first")
-    wanted = None if request.init in (None, "scratch") else request.init
-    published = request.init != "scratch" and (wanted is not None or registry.latest(PRETRAINED) is not None)
-    if request.stage == "rsft" and not published:
-        raise BadInput(f"{registry.root}: no pretrained model published; run `onerec publish pretrained` first")
-    if published:
-        artefact = registry.load(PRETRAINED, wanted)
-        for file in artefact.files:
-            artefact.file(file)
-        saved = load_model(artefact.folder)
-        same_codebook = saved.metadata.get("codebook_version") == codebook_version
-        same_preset = saved.model.config.preset == name
-        if same_codebook and (same_preset or (request.stage == "rsft" and request.preset is None)):
-            return artefact, saved.model
-        if wanted or request.stage == "rsft":
-            has = f"{saved.model.config.preset}, codebook {saved.metadata.get('codebook_version')}"
-            raise BadInput(
-                f"pretrained {artefact.version} is {has}; the training needs {name}, codebook {codebook_version}; "
-                "choose another --init, or train and publish a new one"
-            )
-    generator_state = torch.random.get_rng_state()
-    torch.manual_seed(lake.config.train.seed)
-    model = OneRec(preset_sizes(name, sizes))
-    torch.random.set_rng_state(generator_state)
-    return None, model
+    if request.init == "scratch":
+        if request.stage == "rsft":
+            raise BadInput("--init scratch: fine-tuning needs a pretrained model; publish one first")
+        return None
+    if request.init is None and registry.latest(PRETRAINED) is None:
+        if request.stage == "rsft":
+            raise BadInput(f"{registry.root}: no pretrained model published; run `onerec publish pretrained` first")
+        return None
+    artefact = registry.load(PRETRAINED, request.init)
+    preset = artefact.metadata["preset"]
+    wanted_preset = request.preset or (preset if request.stage == "rsft" else lake.config.train.preset)
+    if (preset, artefact.metadata["codebook_version"]) != (wanted_preset, codebook_version):
+        if request.stage == "pretrain" and request.init is None:
+            return None
+        raise BadInput(
+            f"pretrained {artefact.version} is {preset}, codebook {artefact.metadata['codebook_version']}; the training needs "
+            f"{wanted_preset}, codebook {codebook_version}; choose another --init, or train and publish a new one"
+        )
+    if request.stage == "pretrain" and request.init is None:
+        return _trained_before(registry, artefact, last)
+    return artefact
+
+
+def _trained_before(registry: Registry, artefact: Artefact | None, last: dt.date) -> Artefact | None:
+    """The artefact, or the nearest of those it came from, whose training ended before a day."""
+    while artefact is not None and dt.date.fromisoformat(artefact.metadata["trained_through"]) >= last:
+        former = artefact.metadata["parent"]
+        artefact = registry.load(PRETRAINED, former["version"]) if former else None
+    return artefact
+
+
+def _model(lake: Lake, name: str, sizes: tuple[int, ...], parent: Artefact | None) -> OneRec:
+    """The parent's model, or a fresh one of a preset (seeded)."""
+    if parent is not None:
+        for file in parent.files:
+            parent.file(file)
+        return load_model(parent.folder).model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(lake.config.train.seed)
+        return OneRec(preset_sizes(name, sizes))
 
 
 def _describe(

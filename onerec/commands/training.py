@@ -24,7 +24,9 @@ def register(app: typer.Typer) -> None:
 def train(
     lake: LakeOption,
     stage: Annotated[Literal["pretrain", "rsft"], typer.Option("--stage", help="What to train.")] = "pretrain",
-    first: Annotated[str | None, typer.Option("--from", help="First day, YYYY-MM-DD; else the first with shards.")] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", help="First day, YYYY-MM-DD; else the first after the start's training.")
+    ] = None,
     last: Annotated[
         str | None, typer.Option("--to", help="Last day; else the last but one with shards, the last being for evaluation.")
     ] = None,
@@ -51,7 +53,7 @@ def train(
         init=init,
     )
     if dry_run:
-        dates = training.training_dates(opened, request.first, request.last)
+        dates, _ = training.planned(opened, request)
         print_dry_run("train", {f"training/{stage}": [date.isoformat() for date in dates]}, as_json=as_json)
         return
     from onerec.commands.progress_bar import counting

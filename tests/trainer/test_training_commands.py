@@ -11,7 +11,7 @@ from schemas.lake import create_lake, open_lake
 from schemas.registry import Registry
 from schemas.shards import stable_key
 from tests.trainer.made_shards import made_log, write_mask
-from trainer.checkpoints import load_model, model_files
+from trainer.checkpoints import load_model, model_files, weights_sha256
 from trainer.evaluation import popular_items
 from trainer.shard_reader import ShardReader
 
@@ -86,11 +86,40 @@ class TestTrain:
         call_json(arguments)
         assert model_files(lake.local_path("training", "pretrain")) == first
 
+    def test_a_later_day_goes_on_from_the_published_model_and_can_be_done_again(self, make_lake, capsys):
+        lake = make_lake()
+        log = made_log(lake.local_path("shards"), users=12, days=3, requests=2)
+        days = [date.isoformat() for date in log.dates]
+        folder = lake.local_path("training", "pretrain")
+
+        def trained_through(day, *more):
+            report = call_json(["train", "--lake", lake.root, "--to", day, "--steps", "3", "--json", *more])
+            return report, weights_sha256(folder)
+
+        def published():
+            run = json.loads((folder / "run.json").read_text())
+            return Registry.of(lake).publish("pretrained", run, model_files(folder)).version
+
+        _, first = trained_through(days[0])
+        parent = published()
+        report, second = trained_through(days[1])
+        assert (report["dates"], report["parent"]["version"]) == ([days[1]], parent)
+        published()
+        report, again = trained_through(days[1])
+        assert (report["dates"], report["parent"]["version"], again) == ([days[1]], parent, second)
+        report, again = trained_through(days[0])
+        assert (report["dates"], report["parent"], again) == ([days[0]], None, first)
+        assert trained_through(days[2])[0]["dates"] == [days[2]]
+        assert trained_through(days[1], "--from", days[0])[0]["dates"] == days[:2]
+        assert trained_through(days[1], "--init", "scratch")[0]["dates"] == days[:2]
+        arguments = ["train", "--lake", lake.root, "--to", days[0], "--init", parent]
+        assert f"was trained through {days[0]} already" in fails(arguments, capsys)
+
     def test_dry_run_writes_nothing(self, trained):
         root, log, _ = trained
         before = {path: path.stat().st_mtime_ns for path in (root / "training").rglob("*")}
-        plan = call_json(["train", "--lake", str(root), "--stage", "rsft", "--dry-run", "--json"])
-        assert plan["would_change"] == {"training/rsft": [date.isoformat() for date in log.dates[:2]]}
+        plan = call_json(["train", "--lake", str(root), "--dry-run", "--json"])
+        assert plan["would_change"] == {"training/pretrain": [date.isoformat() for date in log.dates[:2]]}
         assert {path: path.stat().st_mtime_ns for path in (root / "training").rglob("*")} == before
 
     def test_fine_tuning_starts_from_the_published_model(self, trained, capsys):

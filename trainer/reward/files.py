@@ -103,11 +103,10 @@ def _body(path: Path) -> dict[str, Any]:
                 (entry["sha256"], str),
             )
         )
-        intact = body.pop("checksum") == checksum_of(body)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{path}: no reward model's description (truncated or foreign); {AGAIN}") from error
     if not well_formed:
         raise BadInput(f"{path}: of another format or version, or ill-typed; {AGAIN}")
-    if not intact:
+    if body.pop("checksum", None) != checksum_of(body):
         raise BadInput(f"{path}: altered (its checksum is not that of its content); {AGAIN}")
     return body
