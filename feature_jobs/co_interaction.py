@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 
 from feature_jobs.bucket_files import partition_values
 from feature_jobs.co_interaction_blocks import block_pairs, user_lists
-from feature_jobs.session import unreadable_tables_named
+from feature_jobs.session import table_failures_named
 from feature_jobs.stale import clear_stale
 from schemas.config import CoInteractionSection
 from schemas.errors import BadInput
@@ -85,7 +85,7 @@ def pairs(rows: DataFrame, settings: CoInteractionSection, blocks: int) -> DataF
 def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
     """Replace the pairs of the window that ends on ``date``. Raises BadInput if that day has no samples."""
     settings = lake.config.co_interaction
-    with step_run(lake, "co-interaction", date) as step, unreadable_tables_named():
+    with step_run(lake, "co-interaction", date) as step, table_failures_named():
         version = step.reads(lake, DAILY_SAMPLES)
         first = date - dt.timedelta(days=settings.window_days - 1)
         held = set(partition_values(lake, DAILY_SAMPLES, version)["date"].to_pylist())

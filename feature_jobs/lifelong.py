@@ -16,7 +16,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from feature_jobs.bucket_files import BucketFiles, bucket_files
 from feature_jobs.lifelong_bucket import COMPRESSED, HISTORY_COLUMNS, compress
 from feature_jobs.lifelong_vectors import VectorFiles, vector_files
-from feature_jobs.session import unreadable_tables_named
+from feature_jobs.session import table_failures_named
 from feature_jobs.stale import clear_stale
 from schemas.config import LifelongSection
 from schemas.errors import BadInput
@@ -38,7 +38,7 @@ def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
 
     Raises BadInput if no fusion model is published, or it has given no vectors yet.
     """
-    with step_run(lake, "lifelong", date) as step, unreadable_tables_named():
+    with step_run(lake, "lifelong", date) as step, table_failures_named():
         fusion = published_fusion(lake)
         history_version = step.reads(lake, HISTORY)
         every = not refreshed_before(lake, date, fusion)

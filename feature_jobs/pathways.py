@@ -57,9 +57,9 @@ def run_pathways(spark: "SparkSession", lake: Lake, date: dt.date, *, every_land
     ``every_landing`` (a backfill) takes in late events of landings after the date too. Raises BadInput, with the command
     to run, if the date has no samples, or earlier days exist and yesterday has no state.
     """
-    from feature_jobs.session import unreadable_tables_named
+    from feature_jobs.session import table_failures_named
 
-    with step_run(lake, STEP, date) as run, unreadable_tables_named():
+    with step_run(lake, STEP, date) as run, table_failures_named():
         _pathways(spark, lake, date, every_landing, run)
     return run.to_json()
 
@@ -180,7 +180,8 @@ def latest_profiles(users: "DataFrame", date: dt.date, buckets: int) -> "DataFra
 def commit_partitions(lake: Lake, table: Table, date: dt.date, files: Sequence[dict[str, Any] | None]) -> None:
     """Make these files the only ones of the table's partitions of a date, in one commit.
 
-    A commit that meets another run of the same date is made again on the newer version: either's files are whole.
+    A commit that meets another run of the same date is made again on the newer version: either's files are whole. Raises
+    BadInput if it always meets one.
     """
     actions: list[AddAction | RemoveAction] = [
         AddAction(
@@ -211,9 +212,11 @@ def commit_partitions(lake: Lake, table: Table, date: dt.date, files: Sequence[d
                 partition_filters=[("date", "=", date.isoformat())],
             )
             return
-        except CommitFailedError:
+        except CommitFailedError as error:
             if attempt == COMMIT_ATTEMPTS:
-                raise
+                raise BadInput(
+                    f"{lake.table_uri(table)}: other processes keep writing it; run this again when they have ended"
+                ) from error
 
 
 def _account(run: StepRun, reports: list[dict[str, Any]]) -> None:

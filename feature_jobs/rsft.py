@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pyspark.sql import SparkSession
 
 from feature_jobs.bucket_files import run_by_bucket
-from feature_jobs.session import unreadable_tables_named
+from feature_jobs.session import table_failures_named
 from feature_jobs.shard_files import (
     MANIFEST,
     RSFT_MANIFEST,
@@ -99,7 +99,7 @@ def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
     """Write a day's mask ``rsft`` beside its shard, in the same user and event order. Raises BadInput without a shard."""
     root = shards_root(lake)
     settings = lake.config.rsft
-    with step_run(lake, "shards", date) as step, writer_lock(root), unreadable_tables_named():
+    with step_run(lake, "shards", date) as step, writer_lock(root), table_failures_named():
         manifest = existing_manifest(root, date)
         folder = day_folder(root, date.isoformat())
         files = {entry["user_bucket"]: entry for entry in manifest["files"]}

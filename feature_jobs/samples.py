@@ -39,9 +39,9 @@ def run_samples(spark: "SparkSession", lake: Lake, date: dt.date, *, every_landi
     Raises BadInput for a configuration that names unknown columns, a date without events or a lake without yesterday's
     state; GateFailed (and publishes nothing) when a figure leaves its range.
     """
-    from feature_jobs.session import unreadable_tables_named
+    from feature_jobs.session import table_failures_named
 
-    with step_run(lake, STEP, date) as run, unreadable_tables_named():
+    with step_run(lake, STEP, date) as run, table_failures_named():
         _samples(spark, lake, date, every_landing, run)
     return run.to_json()
 

@@ -20,36 +20,43 @@ DELTA_PACKAGE = "io.delta:delta-spark_4.1_2.13:4.4.0"
 def spark_session(master: str | None = None, *, settings: dict[str, str] | None = None) -> SparkSession:
     """The running session, or a new one on ``master`` (``ONEREC_SPARK_MASTER``, else every core of this machine).
 
-    Raises BadInput when no Java virtual machine starts, with the command that installs one.
+    Raises BadInput for a master that is none, and when no Java virtual machine starts, with the command that installs one.
     """
+    chosen = master or os.environ.get("ONEREC_SPARK_MASTER")
+    if chosen and not _MASTER.match(chosen):
+        raise BadInput(
+            f"--master {chosen}: not a Spark master; one looks like local[4], yarn, spark://HOST:7077 or k8s://HOST:443"
+        )
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     active = SparkSession.getActiveSession()
     if active is not None:
         return active
     builder = SparkSession.builder.appName("onerec")
-    for name, value in (_defaults(master) | (settings or {})).items():
+    for name, value in (_defaults(chosen) | (settings or {})).items():
         builder = builder.config(name, value)
     try:
-        with quiet_start():
+        with quiet_start() as held:
             session = builder.getOrCreate()
             session.sparkContext.setLogLevel("FATAL")  # what fails is raised to the command, which says it in one line
     except Exception as error:
         if "JAVA_GATEWAY_EXITED" in str(error) or isinstance(error, FileNotFoundError):
             raise BadInput(
-                "Spark found no working Java 17 or 21 (or could not fetch Delta's jars, see above): "
-                "install one with `apt-get install openjdk-17-jdk-headless`, then run again"
+                f"Spark did not start ({held.telling_line()}): it needs Java 17 or 21 (`apt-get install "
+                "openjdk-17-jdk-headless`) and, the first time, a network to fetch Delta's jars from; then run again"
             ) from error
         raise
     return session
 
 
+_MASTER = re.compile(r"(local(\[(\*|\d+)(, *\d+)?\])?|yarn|(spark|k8s)://.+)\Z")
 _TASK_SAID = re.compile(r"schemas\.errors\.BadInput: (.*)")
 _UNREADABLE = re.compile(r"\[FAILED_READ_FILE\.\w+\] Encountered error while reading file (?:file:)?(.*?\.parquet)")
+_CONCURRENT = re.compile(r"DELTA_CONCURRENT_\w+|DELTA_METADATA_CHANGED|DELTA_PROTOCOL_CHANGED|\bConcurrent\w+Exception")
 
 
 @contextmanager
-def unreadable_tables_named() -> Iterator[None]:
-    """Turn Spark's failure to read a file of the lake, and a task's own BadInput, into BadInput in one line."""
+def table_failures_named() -> Iterator[None]:
+    """Turn into BadInput: a lake's file that Spark cannot read, a commit that met another's, and a task's own BadInput."""
     try:
         yield
     except (PySparkException, Py4JJavaError) as error:  # a failed task reaches Python as either
@@ -61,11 +68,15 @@ def unreadable_tables_named() -> Iterator[None]:
             raise BadInput(
                 f"{path}: missing or damaged, it cannot be read; restore it, or run the step that writes it"
             ) from error
+        if concurrent := _CONCURRENT.search(text):
+            raise BadInput(
+                f"another process wrote the same partitions meanwhile ({concurrent[0]}), so this run published nothing there; "
+                "run it again when the other has ended"
+            ) from error
         raise
 
 
-def _defaults(master: str | None) -> dict[str, str]:
-    chosen = master or os.environ.get("ONEREC_SPARK_MASTER")
+def _defaults(chosen: str | None) -> dict[str, str]:
     local = chosen is None or chosen.startswith("local")
     settings = {
         "spark.master": chosen or "local[*]",

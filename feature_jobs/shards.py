@@ -10,7 +10,7 @@ import pyarrow.dataset as pads
 from pyspark.sql import SparkSession
 
 from feature_jobs.bucket_files import BucketFiles, bucket_files, partition_values, run_by_bucket
-from feature_jobs.session import unreadable_tables_named
+from feature_jobs.session import table_failures_named
 from feature_jobs.shard_files import (
     MANIFEST,
     clean,
@@ -49,7 +49,7 @@ def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
     Raises BadInput if the day has no samples, its pathways do not belong to them, or no token set is published.
     """
     root = shards_root(lake)
-    with step_run(lake, "shards", date) as step, writer_lock(root), unreadable_tables_named():
+    with step_run(lake, "shards", date) as step, writer_lock(root), table_failures_named():
         manifest, samples = _build(spark, lake, root, date, step)
         write_manifest(day_folder(root, date.isoformat()) / MANIFEST, manifest)
         _drop_stale_masks(root, date, manifest)
@@ -64,7 +64,7 @@ def retokenise(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
     """Give a day's shard the tokens of the published token set: a new token table and manifest, the same data files."""
     root = shards_root(lake)
     path = day_folder(root, date.isoformat()) / MANIFEST
-    with step_run(lake, "shards", date) as step, writer_lock(root), unreadable_tables_named():
+    with step_run(lake, "shards", date) as step, writer_lock(root), table_failures_named():
         manifest = existing_manifest(root, date)
         tokens = _tokens(lake, root, step)
         buckets = {entry["user_bucket"]: path.parent / entry["path"] for entry in manifest["files"]}

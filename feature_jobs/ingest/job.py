@@ -13,7 +13,7 @@ from feature_jobs.ingest.landing import LANDED_TABLES, Landing, LandingFile
 from feature_jobs.ingest.publish import append_once, replace_events, replace_rejected
 from feature_jobs.ingest.rules import add_unknown_items, judge_events, judge_items, judge_users
 from feature_jobs.ingest.sources import input_columns, read_source, unreadable_files_named
-from feature_jobs.session import unreadable_tables_named
+from feature_jobs.session import table_failures_named
 from schemas.errors import GateFailed
 from schemas.lake import Lake
 from schemas.runs import StepRun, TableCounts, step_run
@@ -50,7 +50,7 @@ def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> Ste
     files = {table.name: landing.files(table, date) for table in LANDED_TABLES}
     every_file = [file for some in files.values() for file in some]
     with step_run(lake, "ingest", date) as step, ExitStack() as caches:
-        caches.enter_context(unreadable_tables_named())
+        caches.enter_context(table_failures_named())
         caches.enter_context(unreadable_files_named(landing, every_file))
         pinned = {table.name: step.reads(lake, table) for table in LANDED_TABLES}
         judged, unknown = _judge(spark, lake, landing, date, files, pinned)

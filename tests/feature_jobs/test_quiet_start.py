@@ -1,4 +1,4 @@
-"""What an engine prints while it starts is held back, and shown only if the start fails."""
+"""What an engine prints while it starts is held back; of a start that fails the telling line is kept."""
 
 import subprocess
 import time
@@ -6,6 +6,8 @@ import time
 import pytest
 
 from feature_jobs.quiet_start import quiet_start
+from feature_jobs.session import spark_session
+from schemas.errors import BadInput
 
 
 def _words(capfd: pytest.CaptureFixture[str], expected: str) -> str:
@@ -29,13 +31,17 @@ def test_a_start_that_succeeds_is_silent_and_later_words_come_through(capfd: pyt
     assert capfd.readouterr().err == "own\n", "standard error is what it was"
 
 
-def _failing_start() -> None:
-    with quiet_start():
-        subprocess.run(["sh", "-c", "echo no jars >&2"], check=True)
-        raise RuntimeError
+def test_of_a_start_that_fails_the_telling_line_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    with quiet_start() as held:
+        subprocess.run(["sh", "-c", "echo WARN a >&2; echo java: not found >&2; echo at some.place >&2"], check=True)
+    assert held.telling_line() == "java: not found"
+    assert capfd.readouterr().err == ""
+    with quiet_start() as silent:
+        pass
+    assert silent.telling_line() == "it said nothing"
 
 
-def test_a_start_that_fails_shows_what_was_said(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RuntimeError):
-        _failing_start()
-    assert capfd.readouterr().err == "no jars\n"
+@pytest.mark.parametrize("master", ["foo", "local[", "local[many]", "spark:host", "local[2]\n"])
+def test_a_master_that_is_none_is_refused(master: str) -> None:
+    with pytest.raises(BadInput, match="not a Spark master"):
+        spark_session(master)

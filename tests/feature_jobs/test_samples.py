@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -251,6 +252,27 @@ def test_a_day_that_fails_a_gate_publishes_nothing_and_one_without_events_says_w
     assert published_landings(lake, DAY, lake.table_version(DAILY_SAMPLES)) is None
     with pytest.raises(BadInput, match="onerec ingest --date 2026-01-02"):
         run_samples(spark, lake, DAY + dt.timedelta(days=1))
+
+
+@pytest.mark.slow
+def test_a_day_made_by_several_runs_at_once_is_right_and_a_run_that_lost_says_so(
+    spark: Any, make_lake: Callable[..., Lake]
+) -> None:
+    lake = make_lake()
+    write_rows(lake, EVENTS, [impression(str(number), click=True) for number in range(20)])
+
+    def attempt(_: int) -> str:
+        try:
+            return str(run_samples(spark, lake, DAY)["tables"]["daily_samples"]["rows_out"])
+        except BadInput as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(attempt, range(4)))
+    assert "20" in results
+    assert all(result == "20" or "another process wrote the same partitions" in result for result in results)
+    assert len(set(lake.read(DAILY_SAMPLES)["sample_id"].to_pylist())) == len(lake.read(DAILY_SAMPLES)) == 20
+    assert published_landings(lake, DAY, lake.table_version(DAILY_SAMPLES)) == [DAY]
 
 
 @pytest.mark.slow
