@@ -9,9 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from feature_jobs.samples_inputs import published_landings
 from feature_jobs.stale import read_stale
-from schemas.lake import Lake
-from schemas.tables import EVENTS, PIPELINE_RUNS, TABLES, Table, column_doc
+from schemas.errors import BadInput
+from schemas.lake import Lake, damage_named
+from schemas.tables import DAILY_SAMPLES, EVENTS, PIPELINE_RUNS, TABLES, Table, column_doc
 
 DAILY_STEPS = (
     "ingest",
@@ -90,7 +92,7 @@ def runs(lake: Lake, *, step: str | None = None, date: dt.date | None = None) ->
 
 @dataclass(frozen=True)
 class StepStatus:
-    """One step on one day: done, failed, stale or missing, and why."""
+    """One step on one day: done, late, failed, stale or missing, and why."""
 
     step: str
     state: str
@@ -98,9 +100,10 @@ class StepStatus:
 
 
 def day_status(lake: Lake, date: dt.date) -> tuple[list[StepStatus], int]:
-    """The day's steps, and how many of its events landed after the day's samples were made."""
+    """The day's steps, and how many of its events came in landings that its samples were not made from: these are late."""
     rows = runs(lake, date=date)
     stale = read_stale(lake).get(date.isoformat(), {})
+    late = _late_events(lake, date)
     statuses = []
     for step in DAILY_STEPS:
         attempts = [row for row in rows if row["step"] == step]
@@ -112,10 +115,24 @@ def day_status(lake: Lake, date: dt.date) -> tuple[list[StepStatus], int]:
             statuses.append(StepStatus(step, "failed", last["message"] or last["status"]))
         elif step in stale:
             statuses.append(StepStatus(step, "stale", str(stale[step])))
+        elif step == "samples" and late:
+            detail = f"{late:,} events landed since; `onerec backfill --from {date} --to {date}` takes them in"
+            statuses.append(StepStatus(step, "late", detail))
         else:
             statuses.append(StepStatus(step, "done", f"attempt {last['attempt']}, {last['seconds']:.1f} s"))
-    late = lake.dataset(EVENTS).count_rows(filter=(pads.field("date") == date) & (pads.field("landing_date") > date))
     return statuses, late
+
+
+def _late_events(lake: Lake, date: dt.date) -> int:
+    """Events of a date in landings that its published samples were not made from (without samples: in later landings)."""
+    try:
+        made_from = published_landings(lake, date, lake.table_version(DAILY_SAMPLES))
+    except BadInput:  # another program wrote the samples and left no note
+        made_from = None
+    landing = pads.field("landing_date")
+    late = landing > date if made_from is None else ~landing.isin(made_from)
+    with damage_named(lake.table_uri(EVENTS)):
+        return int(lake.dataset(EVENTS).count_rows(filter=(pads.field("date") == date) & late))
 
 
 def costs(rows: Iterable[dict[str, Any]], *, cores: int, target_rows: int, core_hour_price: float) -> list[dict[str, Any]]:

@@ -142,7 +142,7 @@ def vacuum(lake: LakeOption, as_json: JsonOption = False, dry_run: DryRunOption 
 
 
 def status(lake: LakeOption, date: DateOption, as_json: JsonOption = False) -> None:
-    """Say of each step of a day whether it is done, failed, stale or missing, and how many of its events came late."""
+    """Say of each step of a day whether it is done, late, failed, stale or missing, and how many of its events came late."""
     from rich.console import Console
     from rich.table import Table
 
@@ -154,8 +154,8 @@ def status(lake: LakeOption, date: DateOption, as_json: JsonOption = False) -> N
         steps = {status.step: {"state": status.state, "detail": status.detail} for status in statuses}
         print_json({"date": date, "steps": steps, "late_events": late})
         return
-    colours = {"done": "green", "failed": "red", "stale": "yellow", "missing": "dim"}
-    view = Table("step", "state", "detail", title=f"{date}: {late:,} events landed after their day", title_justify="left")
+    colours = {"done": "green", "late": "yellow", "failed": "red", "stale": "yellow", "missing": "dim"}
+    view = Table("step", "state", "detail", title=f"{date}: {late:,} events came late", title_justify="left")
     for one in statuses:
         view.add_row(one.step, f"[{colours[one.state]}]{one.state}[/]", one.detail)
     Console().print(view)

@@ -4,7 +4,9 @@ import datetime as dt
 import json
 
 import pytest
+from deltalake import CommitProperties
 
+from feature_jobs.samples_inputs import samples_note
 from onerec.command_line import run
 from onerec.lake_care import user_state_days_to_drop
 from onerec.lake_view import costs, day_status
@@ -12,7 +14,7 @@ from schemas.config import RetentionSection
 from schemas.errors import GateFailed
 from schemas.lake import write_atomically
 from schemas.runs import TableCounts, step_run
-from schemas.tables import EVENTS, USER_STATE
+from schemas.tables import DAILY_SAMPLES, EVENTS, USER_STATE
 from tests.lake_rows import write_rows
 
 DAY = dt.date(2026, 1, 4)
@@ -61,11 +63,17 @@ def test_status_tells_done_failed_stale_missing_and_late(make_lake):
     write_rows(lake, EVENTS, [late])
     statuses, late_events = day_status(lake, DAY)
     found = {status.step: (status.state, status.detail) for status in statuses}
-    assert found["samples"][0] == "done"
+    assert found["samples"] == ("late", f"1 events landed since; `onerec backfill --from {DAY} --to {DAY}` takes them in")
     assert found["pathways"] == ("stale", "backfilled")
     assert found["ingest"] == ("failed", "half of the rows are bad")
     assert found["shards"][0] == "missing"
     assert late_events == 1
+    backfilled = [DAY, DAY + dt.timedelta(days=1)]
+    note = CommitProperties(custom_metadata={"userMetadata": samples_note(DAY, backfilled)})
+    lake.open_table(DAILY_SAMPLES).alter.set_table_properties({"delta.checkpointInterval": "50"}, commit_properties=note)
+    statuses, late_events = day_status(lake, DAY)
+    assert late_events == 0, "its samples were made again with that landing"
+    assert {status.step: status.state for status in statuses}["samples"] == "done"
 
 
 def test_cost_scales_the_median_run_to_the_target():
