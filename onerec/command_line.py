@@ -4,6 +4,7 @@ Exit 0 done, 2 bad input or usage and 3 a gate said no (one line on standard err
 fault of ours (with its trace, since it is ours to mend).
 """
 
+import errno
 import importlib.util
 import os
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 OWN_PACKAGES = ("schemas", "tokenization", "feature_jobs", "pipelines", "trainer")
+
+OF_THE_MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+"""Errors of the operating system that the machine's owner mends, not we: a full disk, missing permissions."""
 
 
 def run(arguments: list[str]) -> int:
@@ -30,7 +34,12 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("error: interrupted; run the same command again to finish", file=sys.stderr)
         return 2
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            where = error.filename or "a file"
+            said = " ".join((error.strerror or str(error)).split())
+            print(f"error: {where}: {said}; free some space or mend the permissions, then run again", file=sys.stderr)
+            return 2
         traceback.print_exc()
         print("fault: this is ours, not your input's; please report it with the lines above", file=sys.stderr)
         return 1

@@ -174,6 +174,18 @@ def test_a_place_that_cannot_be_written_to(zone: Path, capfd: Capture, command: 
     assert "can be written to" in line
 
 
+@pytest.mark.parametrize(
+    "problem", [PermissionError(13, "Permission denied", "/lake/events"), OSError(28, "No space left on device", "/lake/events")]
+)
+def test_a_full_disk_or_a_missing_permission(
+    tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch, problem: OSError
+) -> None:
+    create_lake(str(tmp_path / "lake"), Config())
+    monkeypatch.setattr("onerec.lake_view.table_summaries", lambda _: (_ for _ in ()).throw(problem))
+    line = _error(capfd, ["lake", "tables", "--lake", str(tmp_path / "lake")])
+    assert line.startswith(f"error: /lake/events: {problem.strerror}; ")
+
+
 def test_damaged_marks_of_a_backfill(tmp_path: Path, capfd: Capture) -> None:
     create_lake(str(tmp_path / "lake"), Config())
     (tmp_path / "lake" / "stale.json").write_text("{")
