@@ -1,12 +1,14 @@
 """The Beam side of train-codebook: one worker trains and publishes."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 
 from pipelines.work import read_part
 from schemas.config import CodebookSection
@@ -42,7 +44,11 @@ class TrainCodebook(beam.DoFn):
             seed=section.seed,
             backend=section.backend,
             warm_start_codebooks=warm,
-        ).fit(vectors)
+        )
+        with warnings.catch_warnings():
+            # Of tokens that stay empty: the metrics count them, and the gate judges.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(vectors)
         codes = model.encode(vectors)
         pairs = read_part(told["pairs"])
         metrics = codebook_metrics(

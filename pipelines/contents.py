@@ -7,6 +7,8 @@ this order, without those that are missing or blank, joined by line breaks. Its 
 import datetime as dt
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from pipelines.work import count, execute
@@ -60,15 +62,16 @@ def create_contents(connection: duckdb.DuckDBPyConnection, items: pads.Dataset, 
     return count(connection, "SELECT count(*) FROM contents")
 
 
-def last_day(lake: Lake, items: pads.Dataset) -> dt.date:
-    """The day, in the lake's time zone, of the newest item version: what stands for ``--date`` where none is given.
+def date_or_newest(lake: Lake, items: pads.Dataset, date: dt.date | None) -> dt.date:
+    """The date, or where none is given the day, in the lake's time zone, of the newest item version.
 
-    Raises BadInput for a lake without items.
+    Raises BadInput for a lake without item versions by the end of that day.
     """
-    newest = max(
-        (value for batch in items.to_batches(columns=["valid_from"]) for value in batch.column("valid_from").to_pylist()),
-        default=None,
-    )
+    end = end_of(date, lake.config)
+    wanted = None if end is None else pads.field("valid_from") < pa.scalar(end, ITEMS.schema.field("valid_from").type)
+    batches = items.to_batches(columns=["valid_from"], filter=wanted)
+    newest = max((pc.max(batch["valid_from"]).as_py() for batch in batches if len(batch)), default=None)
     if newest is None:
-        raise BadInput(f"{lake.table_uri(ITEMS)}: holds no item; run `onerec ingest` first")
-    return newest.astimezone(lake.config.lake.zone).date()
+        when = "" if date is None else f" by the end of {date}"
+        raise BadInput(f"{lake.table_uri(ITEMS)}: holds no item{when}; run `onerec ingest` first")
+    return date or newest.astimezone(lake.config.lake.zone).date()

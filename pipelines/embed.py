@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from deltalake import write_deltalake
 
-from pipelines.contents import create_contents, end_of, last_day
+from pipelines.contents import create_contents, date_or_newest, end_of
 from pipelines.fused_inputs import of_encoders, quoted
 from pipelines.runner import LOCAL, open_pipeline
 from pipelines.work import WorkFolder, as_declared, count, execute, query_engine, work_folder
@@ -44,7 +44,7 @@ def run(
     encoders = encoder_set(section)
     with step_run(lake, STEP, date) as step, work_folder(lake, STEP) as work, query_engine() as connection:
         items = lake.dataset(ITEMS, step.reads(lake, ITEMS))
-        day = date or last_day(lake, items)
+        day = date_or_newest(lake, items, date)
         live = create_contents(connection, items, end_of(date, lake.config))
         known = lake.dataset(ITEM_VECTORS, step.reads(lake, ITEM_VECTORS))
         for name in encoders.values():

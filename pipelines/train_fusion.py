@@ -103,8 +103,10 @@ def _rows(lake: Lake, step: StepRun, date: dt.date | None) -> tuple[dict[Kind, s
         version = step.reads(lake, ITEM_VECTORS)
         usable = create_inputs(connection, lake.dataset(ITEM_VECTORS, version), configured, lake.config.embed)
         if not usable:
+            names = ", ".join(configured.values())
             raise BadInput(
-                f"{lake.table_uri(ITEM_VECTORS)}: no vector of {', '.join(configured.values())}; run `onerec embed` first"
+                f"{lake.table_uri(ITEM_VECTORS)}: no vector of {names} for a live item; run `onerec embed` first "
+                "(items without text, picture and sound have none)"
             )
         found = _kinds_found(connection)
         encoders = {kind: name for kind, name in configured.items() if kind in found}

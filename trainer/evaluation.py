@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from schemas.errors import BadInput, GateFailed
-from schemas.lake import Lake, write_atomically
+from schemas.lake import Lake, day_start, write_atomically
 from schemas.registry import Registry
 from schemas.runs import StepRun, TableCounts, step_run
 from schemas.shards import USER_DAY
@@ -202,8 +202,12 @@ def run(
             max_targets=lake.config.train.max_targets_per_request,
         )
         dates = [dt.date.fromisoformat(text) for text in saved.metadata["dates"]]
-        popular = popular_items(root, dates, reader.tokens[0], max(settings.top_k))
-        evaluator = Evaluator(saved, reader.items[0], reader.tokens[0], popular, lake, device)
+        # As in serving: what was deleted before the day is in histories, and is not recommended.
+        live = reader.tokens[0].live(reader.items[0], day_start(day, lake.config))
+        if not len(live.keys_I):
+            raise BadInput(f"{root}/date={day}: every item with tokens is deleted; there is nothing to recommend")
+        popular = popular_items(root, dates, live, max(settings.top_k))
+        evaluator = Evaluator(saved, reader.items[0], live, popular, lake, device)
         wanted, done = min(settings.max_requests, len(reader)), 0
         for batch in reader:
             evaluator.add(batch)

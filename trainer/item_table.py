@@ -3,6 +3,7 @@
 Shape suffixes: V item versions, I items with tokens, W tags, L layers; queries may have any shape.
 """
 
+import datetime as dt
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,8 @@ class ItemTable:
     """int64, 0 = unknown."""
     tag_key_VW: Array
     """int64, 0 = none."""
+    deleted_V: Array
+    """bool: the version says that the item is gone."""
     item_ids: pa.Array
     """Item id of each distinct key."""
 
@@ -47,6 +50,7 @@ class ItemTable:
             index=TimeIndex.of(offsets, valid_from_V),
             author_key_V=_text_keys(table["author_id"]),
             tag_key_VW=_tag_keys(tags),
+            deleted_V=np.asarray(table["deleted"].to_numpy(), dtype=bool),
             item_ids=table["item_id"].combine_chunks().take(pa.array(first)),
         )
 
@@ -67,6 +71,13 @@ class ItemTable:
             return np.zeros(row.shape, np.int64), np.zeros((*row.shape, TAGS), np.int64)
         known = row >= 0
         return np.where(known, self.author_key_V[row], 0), np.where(known[..., None], self.tag_key_VW[row], 0)
+
+    def deleted(self, item_key: Array, moment: Array) -> Array:
+        """bool, the queries' shape: whether the last version before the moment says that the item is gone."""
+        row = self.versions(item_key, moment)
+        if not len(self.deleted_V):
+            return np.zeros(row.shape, bool)
+        return (row >= 0) & self.deleted_V[row]
 
     def item_id(self, item_key: int) -> str | None:
         """The item id behind a key, None for an unknown one."""
@@ -99,6 +110,11 @@ class ItemTokens:
         if np.any(tokens_IL < 0) or np.any(tokens_IL >= np.array(sizes)):
             raise BadInput(f"{where}: a token lies outside the codebook's sizes {sizes}; write the shards again")
         return cls(keys_I, tokens_IL, _ints(table["rank"]))
+
+    def live(self, items: ItemTable, moment: dt.datetime) -> "ItemTokens":
+        """Without the items that were deleted before a moment: what may be recommended then."""
+        keep_I = ~items.deleted(self.keys_I, np.array(round(moment.timestamp() * 1e6)))
+        return ItemTokens(self.keys_I[keep_I], self.tokens_IL[keep_I], self.rank_I[keep_I])
 
     def lookup(self, item_key: Array) -> Array:
         """Tokens of each item: the queries' shape and L; NO_TOKEN where an item has none."""

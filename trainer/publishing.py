@@ -101,15 +101,19 @@ def prepare_release(lake: Lake, stage: str) -> Prepared:
     return Prepared("release", metadata, files)
 
 
-def run(lake: Lake, what: str, stage: str, rollback: str | None) -> StepRun:
-    """Publish ``tokens``, ``pretrained`` or ``release`` (or make ``rollback`` live again). Raises as its preparation does."""
+def run(lake: Lake, what: str, stage: str, rollback: str | None, *, codebook_version: str | None = None) -> StepRun:
+    """Publish ``tokens``, ``pretrained`` or ``release`` (or make ``rollback`` live again). Raises as its preparation does.
+
+    ``codebook_version`` is that of ``tokens``, the newest unless told: new items of the live codebook can be published while
+    a newer one waits for its gate.
+    """
     with step_run(lake, f"publish {what}") as step:
         registry = Registry.of(lake)
         former = registry.latest(KINDS[what])
         if rollback is not None:
             artefact = roll_back(registry, what, rollback)
         elif what == "tokens":
-            artefact = publish_token_set(lake)
+            artefact = publish_token_set(lake, codebook_version)
         else:
             prepared = prepare_pretrained(lake) if what == "pretrained" else prepare_release(lake, stage)
             artefact = registry.publish(prepared.kind, prepared.metadata, prepared.files)

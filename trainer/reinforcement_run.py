@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from schemas.errors import BadInput
-from schemas.lake import Lake, write_atomically
+from schemas.lake import Lake, day_start, write_atomically
 from schemas.runs import StepRun, TableCounts, step_run
 from trainer.checkpoints import SavedModel, load_model, weights_sha256
 from trainer.model.onerec import OneRec
@@ -54,7 +54,7 @@ def run(lake: Lake, request: ReinforceRequest, on_step: Callable[[dict[str, Any]
         reward = load_reward(training_folder(lake, REWARD))
         day = open_day(shards_root(lake), dates[-1], "all")
         _check_fit(lake, saved, reward, day.codebook_version)
-        judge = Judge(reward.model, Catalogue.of_day(day), settings.industrial)
+        judge = Judge(reward.model, Catalogue.of_day(day, day_start(dates[-1], lake.config)), settings.industrial)
         model = saved.model
         reader = _reader(lake, model, dates, "rsft", "train", day.codebook_version)
         unseen, evaluated_on = _unseen(lake, model, dates, day.codebook_version)

@@ -156,6 +156,8 @@ def test_too_many_broken_media_stop_the_step(make_lake: Callable[..., Lake], tin
 
 
 def test_a_lake_without_items(lake: Lake) -> None:
+    with pytest.raises(BadInput, match="holds no item by the end of 2026-01-01; run `onerec ingest` first"):
+        embed.run(lake, dt.date(2026, 1, 1))
     with pytest.raises(BadInput, match="holds no item; run `onerec ingest` first"):
         embed.run(lake)
 
@@ -163,7 +165,7 @@ def test_a_lake_without_items(lake: Lake) -> None:
 def test_an_encoder_without_weights_is_refused_before_anything_runs(make_lake: Callable[..., Lake]) -> None:
     lake = make_lake("absent", embed={"text_encoder": "sentence-transformers:/no/model"})
     write_rows(lake, ITEMS, [item("a", title="tea")])
-    with pytest.raises(BadInput, match="no usable weights"):
+    with pytest.raises(BadInput, match="sentence-transformers:/no/model': no such folder"):
         embed.run(lake)
 
 

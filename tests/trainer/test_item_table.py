@@ -1,5 +1,7 @@
 """Item attributes as of a moment, and tokens, by key."""
 
+import datetime as dt
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -54,6 +56,32 @@ def test_unknown_authors_and_surplus_tags():
     author, tag = table.attributes(np.array([stable_key("a"), stable_key("b")]), np.array([1, 1]))
     assert author.tolist() == [0, stable_key("x")]
     assert tag.tolist() == [[stable_key(name) for name in ("one", "two", "three")], [0, 0, 0]]
+
+
+def test_deleted_items_have_tokens_and_are_not_live():
+    moment = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+    day = int(moment.timestamp() * 1e6)
+    versions = {"gone": [0, day - 1], "goes": [0, day], "back": [0, 5, day - 1], "new": [day + 9], "alive": [0]}
+    rows = [
+        {
+            "item_key": stable_key(item),
+            "item_id": item,
+            "valid_from": at,
+            "author_id": None,
+            "tags": None,
+            "duration_ms": -1,
+            "deleted": (item, at) in {("gone", day - 1), ("goes", day), ("back", 5)},
+        }
+        for item, moments in versions.items()
+        for at in moments
+    ]
+    rows.sort(key=lambda row: (row["item_key"], row["valid_from"]))
+    items = ItemTable.from_arrow(pa.Table.from_pylist(rows, schema=ITEM_TABLE), "items")
+    keys = sorted(stable_key(item) for item in (*versions, "unknown"))
+    tokens = ItemTokens.from_arrow(token_table([(key, [1, 2]) for key in keys]), (4, 4), "tokens")
+    assert set(tokens.live(items, moment).keys_I.tolist()) == set(keys) - {stable_key("gone")}
+    nothing = ItemTable.from_arrow(ITEM_TABLE.empty_table(), "items")
+    assert tokens.live(nothing, moment).keys_I.tolist() == keys
 
 
 def test_item_id_behind_a_key():

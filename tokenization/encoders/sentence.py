@@ -29,8 +29,10 @@ class SentenceEncoder:
         self.name = f"sentence-transformers:{source}"
         self._batch_size = batch_size
         folder = _folder(source)
+        if folder is None and (source.startswith(("/", ".", "~")) or source.count("/") > 1):
+            raise BadInput(f"encoder {self.name!r}: no such folder; name {PACKAGED}, or a model's folder")
         try:
-            with _without_progress_bars():
+            with _quietly():
                 self._model = SentenceTransformer(
                     str(folder or source),
                     local_files_only=True,
@@ -54,16 +56,21 @@ class SentenceEncoder:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
+def _quietly() -> Iterator[None]:
+    """Without progress bars, and without the libraries' own account of what we tell in one line."""
+    import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    from transformers.utils import logging as transformers_logging
+
+    shown, disabled = transformers_logging.is_progress_bar_enabled(), logging.root.manager.disable
+    transformers_logging.disable_progress_bar()
+    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
+        logging.disable(disabled)
         if shown:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
 
 
 def _folder(source: str) -> Path | None:

@@ -5,6 +5,7 @@ the reward model is trained on the same features that it will be asked about: th
 happened to be shown. Shape suffixes: C codes, V item versions, W tags, L layers; queries are (…, L).
 """
 
+import datetime as dt
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,12 +63,17 @@ class Catalogue:
     deleted_V: Array
 
     @classmethod
-    def of_day(cls, day: DayShards) -> "Catalogue":
-        """The catalogue of a day's shards. Raises BadInput for files that cannot be believed."""
+    def of_day(cls, day: DayShards, live_at: dt.datetime | None = None) -> "Catalogue":
+        """The catalogue of a day's shards; ``live_at``: without items deleted before that moment.
+
+        Raises BadInput for files that cannot be believed.
+        """
         for file in (day.items, day.tokens):
             file.verify()
         items = day.items.table(ITEM_TABLE)
         tokens = ItemTokens.from_arrow(day.tokens.table(TOKEN_TABLE), day.codebook_sizes, str(day.tokens.path))
+        if live_at is not None:
+            tokens = tokens.live(ItemTable.from_arrow(items, str(day.items.path)), live_at)
         return cls.of(items, tokens, day.codebook_sizes, str(day.items.path))
 
     @classmethod
