@@ -109,7 +109,7 @@ def _search(lake: Lake, table: Table, ids: pa.Array) -> dict[str, int]:
 def _rows_of(lake: Lake, table: Table, ids: pa.Array) -> tuple[int, int]:
     """How many rows these users have in a table, and how many there are.
 
-    Not by a filter: after a checkpoint delta-rs gives a file's bounds as string views, and pyarrow cannot compare a list of
+    Not by a filter: once a log was cut, delta-rs gives a file's bounds as string views, and pyarrow cannot compare a list of
     strings with those.
     """
     found = rows = 0
