@@ -73,6 +73,17 @@ def publish_token_set(lake: Lake, codebook_version: str | None = None) -> Artefa
         return registry.publish(KIND, metadata, {TRIE_FILE: path, ITEMS_FILE: _item_file(rows)})
 
 
+def token_set_of(registry: Registry, codebook_version: str) -> Artefact | None:
+    """The live token set if it is of a codebook, else the newest one that is; None without any."""
+    if registry.latest(KIND) is None:
+        return None
+    for version in (None, *reversed(registry.versions(KIND))):
+        artefact = registry.load(KIND, version)
+        if artefact.metadata.get("codebook_version") == codebook_version:
+            return artefact
+    return None
+
+
 def _check_current(lake: Lake, tokens: pa.Table, codebook: str, fusion: str) -> None:
     """Every fused vector of the fusion version has tokens, of this very vector, and nothing else has."""
     fused = lake.read(

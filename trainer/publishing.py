@@ -15,7 +15,7 @@ from schemas.errors import BadInput, GateFailed
 from schemas.lake import Lake
 from schemas.registry import Artefact, Registry
 from schemas.runs import StepRun, TableCounts, step_run
-from tokenization.token_set import ITEMS_FILE, TRIE_FILE, publish_token_set
+from tokenization.token_set import ITEMS_FILE, TRIE_FILE, publish_token_set, token_set_of
 from trainer.checkpoints import load_model, model_files
 from trainer.evaluation import EVALUATION_FILE, EXAMPLES_FILE
 from trainer.reward.files import REWARD_FILE, load_reward
@@ -173,18 +173,14 @@ def _evaluated_model(lake: Lake, stage: str) -> tuple[dict[str, Any], dict[str, 
 
 
 def _token_set(registry: Registry, model: Mapping[str, Any]) -> Artefact:
-    """The newest token set if it is of the model's codebook (it knows the newest items), else the one the model names."""
-    newest = registry.load("token_set")
-    if newest.metadata["codebook_version"] == model["codebook_version"]:
-        return newest
-    if model.get("token_set_version") is None:
+    """The live token set if it is of the model's codebook (it knows the newest items), else the newest one that is."""
+    found = token_set_of(registry, model["codebook_version"])
+    if found is None:
         raise BadInput(
-            f"token set {newest.version}: of codebook {newest.metadata['codebook_version']}, the model's is "
-            f"{model['codebook_version']}; train on shards of the new tokens (`onerec shards --retokenise`), then release"
+            f"{registry.root / 'token_set'}: no token set of codebook {model['codebook_version']}, which is the model's; run "
+            f"`onerec publish tokens --codebook-version {model['codebook_version']}`, or train on shards of the newest tokens"
         )
-    named = registry.load("token_set", model["token_set_version"])
-    _same_codebook(named, model["codebook_version"])
-    return named
+    return found
 
 
 def _same_codebook(artefact: Artefact, codebook_version: str) -> None:

@@ -189,15 +189,21 @@ def open_day(shards_root: Path, date: dt.date, targets: Literal["all", "rsft"]) 
 
 
 def one_codebook(days: Sequence[DayShards], wanted: str | None, root: Path) -> tuple[str, tuple[int, ...]]:
-    """Version and sizes of the codebook that all days share (and is ``wanted``, if that says one). Raises BadInput."""
-    version = wanted or days[0].codebook_version
+    """Version and sizes of the codebook that all days share (and is ``wanted``, a model's, if that says one).
+
+    Raises BadInput naming the first day of another codebook; without ``wanted`` the newest day's is the right one.
+    """
+    version = wanted or days[-1].codebook_version
     for day in days:
-        if day.codebook_version != version or day.codebook_sizes != days[0].codebook_sizes:
+        if day.codebook_version != version or day.codebook_sizes != days[-1].codebook_sizes:
+            found = f"{root}/date={day.date}: codebook {day.codebook_version}"
+            if wanted:
+                raise BadInput(f"{found}, the model's is {wanted}; train on shards of this codebook first, or choose other dates")
             raise BadInput(
-                f"{root}/date={day.date}: codebook {day.codebook_version}, not {version}; run "
-                f"`onerec shards --date {day.date} --retokenise` or choose other dates"
+                f"{found}, that of {days[-1].date} is {version}; run `onerec shards --date {day.date} --retokenise` or choose "
+                "other dates"
             )
-    return version, days[0].codebook_sizes
+    return version, days[-1].codebook_sizes
 
 
 _Manifest = TypeVar("_Manifest", bound=_Entry)

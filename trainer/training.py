@@ -17,6 +17,7 @@ from schemas.errors import BadInput
 from schemas.lake import Lake, write_atomically
 from schemas.registry import Artefact, Registry
 from schemas.runs import StepRun, TableCounts, step_run
+from tokenization.token_set import token_set_of
 from trainer.checkpoints import load_model, save_model, weights_sha256
 from trainer.features import Lengths
 from trainer.fitting import FitResult, FitSettings, fit, forget_state
@@ -223,8 +224,7 @@ def _describe(
     """Everything a model came from: the metadata of the saved model, and ``run.json``."""
     through = max(dates[-1], dt.date.fromisoformat(parent.metadata["trained_through"]) if parent else dates[-1])
     registry = Registry.of(lake)
-    token_set = registry.load("token_set") if registry.latest("token_set") else None
-    fits = token_set is not None and token_set.metadata.get("codebook_version") == reader.codebook_version
+    token_set = token_set_of(registry, reader.codebook_version)
     return {
         "stage": request.stage,
         "preset": model.config.preset,
@@ -232,7 +232,7 @@ def _describe(
         "trained_through": through.isoformat(),
         "codebook_version": reader.codebook_version,
         "codebook_sizes": list(reader.codebook_sizes),
-        "token_set_version": token_set.version if token_set and fits else None,
+        "token_set_version": token_set.version if token_set else None,
         "parent": {"kind": parent.kind, "version": parent.version} if parent else None,
         "model": model.config.to_json(),
         "parameters": model.parameter_counts(),
