@@ -83,7 +83,7 @@ def read_tokens(lake: Lake, version: str) -> TokenisedItems:
 
 def newest_items(lake: Lake, item_ids: pa.Array | None = None) -> pa.Table:
     """The newest version of each item (of ``item_ids``, or all), columns FACTS, ordered by item id; deleted ones included."""
-    wanted = None if item_ids is None else pads.field("item_id").isin(item_ids)
+    wanted = None if item_ids is None else pads.field("item_id").cast(pa.string()).isin(item_ids)
     rows = lake.read(ITEMS, columns=FACTS, filter=wanted).sort_by([("item_id", "ascending"), ("valid_from", "ascending")])
     if rows.num_rows < 2:
         return rows

@@ -164,7 +164,9 @@ def describe_items(lake: Lake, item_ids: Iterable[str]) -> dict[str, Item]:
     """Newest title, category and cover of the named items."""
     wanted = pa.array(sorted(set(item_ids)), pa.string())
     rows = lake.read(
-        ITEMS, columns=["item_id", "valid_from", "title", "category", "cover_uri"], filter=pads.field("item_id").isin(wanted)
+        ITEMS,
+        columns=["item_id", "valid_from", "title", "category", "cover_uri"],
+        filter=pads.field("item_id").cast(pa.string()).isin(wanted),
     ).to_pylist()
     newest = {row["item_id"]: row for row in sorted(rows, key=lambda row: row["valid_from"])}
     return {
