@@ -130,7 +130,7 @@ class TestSentenceTransformers:
 
     @pytest.mark.parametrize("source", ["no-such-model-anywhere", "/no/such/folder"])
     def test_absent_weights_are_one_line(self, source: str) -> None:
-        with pytest.raises(BadInput, match="no usable weights|no such folder"):
+        with pytest.raises(BadInput, match=r"no usable weights|no such folder"):
             load_encoder(f"sentence-transformers:{source}")
 
     def test_a_folder_that_is_no_model(self, tmp_path: Path) -> None:
