@@ -99,8 +99,15 @@ def parse_config(text: str, where: str, overrides: list[str] | None = None) -> C
         raise BadInput(f"{where}: not YAML ({error}); mend or restore the file") from error
     if not isinstance(values, dict):
         raise BadInput(f"{where}: holds {type(values).__name__}, not sections of settings")
-    for override in overrides or []:
+    config = _validated(values, where)
+    if not overrides:
+        return config
+    for override in overrides:
         _apply_override(values, override)
+    return _validated(values, "--set")
+
+
+def _validated(values: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -141,7 +141,12 @@ def open_lake(uri: str, overrides: list[str] | None = None) -> Lake:
         raise BadInput(f"--lake {uri}: no lake here ({CONFIG_FILE} is missing); `onerec ingest` creates one")
     with filesystem.open_input_stream(path) as stream:
         text = stream.read().decode(errors="replace")
-    return Lake(root, parse_config(text, f"{root}/{CONFIG_FILE}", overrides))
+    where = f"{root}/{CONFIG_FILE}"
+    stored = parse_config(text, where)
+    config = parse_config(text, where, overrides) if overrides else stored
+    if config.lake != stored.lake:
+        raise BadInput(f"--set lake.…: {stored.lake!r} is fixed for the life of {root}; use a new lake")
+    return Lake(root, config)
 
 
 def create_lake(uri: str, config: Config) -> Lake:

@@ -2,15 +2,9 @@
 
 from schemas.config import Config, parse_config
 from schemas.errors import BadInput
-from schemas.lake import CONFIG_FILE, Lake, create_lake, filesystem_of, normal_root, open_lake
+from schemas.lake import CONFIG_FILE, Lake, create_lake, filesystem_of, is_lake, open_lake
 
 TIMEZONE = "lake.day_timezone"
-
-
-def lake_exists(uri: str) -> bool:
-    """True if a lake's configuration is there."""
-    filesystem, path = filesystem_of(f"{normal_root(uri)}/{CONFIG_FILE}")
-    return bool(filesystem.get_file_info(path).is_file)
 
 
 def open_or_create(uri: str, config_file: str | None, overrides: list[str] | None, day_timezone: str | None) -> Lake:
@@ -19,7 +13,7 @@ def open_or_create(uri: str, config_file: str | None, overrides: list[str] | Non
     Raises BadInput if the landing's time zone or the file says something else than the lake, or an override would
     change what is fixed for a lake's life.
     """
-    if not lake_exists(uri):
+    if not is_lake(uri):
         return create_lake(uri, new_config(config_file, overrides, day_timezone))
     return check_existing(uri, config_file, overrides, day_timezone)
 
@@ -32,8 +26,6 @@ def check_existing(uri: str, config_file: str | None, overrides: list[str] | Non
             f"--config {config_file}: differs from {lake.root}/{CONFIG_FILE}, which the lake was created with; leave --config "
             "out, or use --set for this run"
         )
-    if lake.config.lake != stored.lake:
-        raise BadInput(f"--set lake.…: {stored.lake!r} is fixed for the life of {lake.root}; use a new lake")
     if day_timezone is not None and day_timezone != stored.lake.day_timezone:
         raise BadInput(
             f"landing.json: day_timezone {day_timezone} differs from the lake's {stored.lake.day_timezone}; use another lake"

@@ -38,13 +38,13 @@ def ingest(
     from feature_jobs.ingest import job, settings
     from feature_jobs.ingest.landing import LANDED_TABLES, open_landing
     from feature_jobs.session import spark_session
-    from schemas.lake import parse_date
+    from schemas.lake import is_lake, parse_date
 
     day = parse_date(date)
     zone = open_landing(landing)
     files = {table.name: [file.name for file in zone.files(table, day)] for table in LANDED_TABLES}
     if dry_run:
-        if settings.lake_exists(lake):
+        if is_lake(lake):
             settings.check_existing(lake, config, set_, zone.day_timezone)
         else:
             settings.new_config(config, set_, zone.day_timezone)

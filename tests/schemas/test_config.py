@@ -27,7 +27,9 @@ def test_a_configuration_survives_its_own_yaml():
         ("", ["samples.user_day_cap"], "section.name=value"),
         ("", ["samples.no_such=1"], "samples.no_such"),
         ("", ["codebook.sizes=[70000]"], "65536"),
-        ("lake: 3", ["lake.user_buckets=2"], "not a section"),
+        ("lake: 3", [], "onerec.yaml: lake"),
+        ("", ["lake.user_buckets.deep=2"], "--set: lake.user_buckets"),
+        ("samples: {user_day_cap: 3}", ["samples.user_day_cap.deep=2"], "not a section"),
     ],
 )
 def test_what_is_wrong_is_named(text, overrides, said):
@@ -35,6 +37,13 @@ def test_what_is_wrong_is_named(text, overrides, said):
         parse_config(text, "onerec.yaml", overrides)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_an_override_is_blamed_for_itself_only():
+    with pytest.raises(BadInput, match=r"^--set: samples\.user_day_cap"):
+        parse_config("", "onerec.yaml", ["samples.user_day_cap=0"])
+    with pytest.raises(BadInput, match=r"^onerec\.yaml: samples\.user_day_cap"):
+        parse_config("samples: {user_day_cap: 0}", "onerec.yaml", ["samples.user_day_cap=5"])
 
 
 def test_overrides_win():

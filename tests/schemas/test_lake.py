@@ -24,6 +24,13 @@ def test_creating_a_lake_again_changes_nothing(tmp_path):
     assert open_lake(f"file://{tmp_path}/lake").config == lake.config
 
 
+def test_what_places_users_and_days_cannot_be_overridden_for_a_run(make_lake):
+    lake = make_lake()
+    with pytest.raises(BadInput, match="fixed for the life"):
+        open_lake(lake.root, ["lake.user_buckets=8"])
+    assert open_lake(lake.root, ["lake.user_buckets=4"]).config == lake.config, "saying what holds anyway is no change"
+
+
 def test_an_interrupted_creation_is_no_lake_yet(tmp_path):
     lake = create_lake(str(tmp_path / "lake"), Config())
     (tmp_path / "lake" / "onerec.yaml").unlink()
