@@ -1,7 +1,7 @@
 """What a lake holds and how its steps fare: read-only figures behind ``onerec lake``, ``status`` and ``cost``."""
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -135,30 +135,32 @@ def _late_events(lake: Lake, date: dt.date) -> int:
         return int(lake.dataset(EVENTS).count_rows(filter=(pads.field("date") == date) & late))
 
 
-def costs(rows: Iterable[dict[str, Any]], *, cores: int, target_rows: int, core_hour_price: float) -> list[dict[str, Any]]:
-    """Cost of a day by step: the median of its succeeded runs, scaled in rows to ``target_rows`` impressions.
+def costs(rows: Sequence[dict[str, Any]], *, cores: int, target_rows: int, core_hour_price: float) -> list[dict[str, Any]]:
+    """Cost of a day by step: the median of its succeeded runs, scaled from the lake's day to ``target_rows`` impressions.
 
-    The scaling is linear in the rows that the step read and keeps every fixed start in, so on a small lake it is an
-    upper bound; slopes over growing sizes are the benchmarks' (DESIGN: benchmarks).
+    The scaling supposes a world that is larger in everything by the same factor (users, items and impressions), the median
+    day's impressions ingested being 1. It is linear and keeps every fixed start in, so on a small lake it is an upper
+    bound; slopes over growing sizes are the benchmarks' (DESIGN: benchmarks).
     """
+    succeeded = [row for row in rows if row["status"] == "succeeded" and row["date"] is not None]
+    ingested = {row["date"]: row["rows_in"] for row in succeeded if (row["step"], row["table_name"]) == ("ingest", EVENTS.name)}
+    factor = target_rows / median(ingested.values()) if ingested and median(ingested.values()) else None
     measured: dict[str, dict[str, tuple[float, int]]] = {}
-    for row in rows:
-        if row["status"] == "succeeded" and row["date"] is not None:
-            by_run = measured.setdefault(row["step"], {})
-            _, read = by_run.get(row["run_id"], (0.0, 0))
-            by_run[row["run_id"]] = (row["seconds"], max(read, row["rows_in"] or 0))
+    for row in succeeded:
+        by_run = measured.setdefault(row["step"], {})
+        _, read = by_run.get(row["run_id"], (0.0, 0))
+        by_run[row["run_id"]] = (row["seconds"], max(read, row["rows_in"] or 0))
     table = []
     for step, by_run in measured.items():
         seconds = median(value[0] for value in by_run.values())
-        rows_read = median(value[1] for value in by_run.values())
         core_hours = seconds * cores / 3600
-        scaled = core_hours * target_rows / rows_read if rows_read else None
+        scaled = None if factor is None else core_hours * factor
         table.append(
             {
                 "step": step,
                 "runs": len(by_run),
                 "seconds": round(seconds, 3),
-                "rows": int(rows_read),
+                "rows": int(median(value[1] for value in by_run.values())),
                 "core_hours": core_hours,
                 "core_hours_at_target": scaled,
                 "price_at_target": None if scaled is None else scaled * core_hour_price,

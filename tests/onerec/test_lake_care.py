@@ -76,23 +76,23 @@ def test_status_tells_done_failed_stale_missing_and_late(make_lake):
     assert {status.step: status.state for status in statuses}["samples"] == "done"
 
 
-def test_cost_scales_the_median_run_to_the_target():
-    def row(run_id, seconds, rows_in, table="events", status="succeeded"):
-        return {"run_id": run_id, "step": "ingest", "date": DAY, "status": status, "seconds": seconds, "rows_in": rows_in,
+def test_cost_scales_the_median_run_from_the_lakes_day_to_the_target():
+    def row(run_id, seconds, rows_in, step="ingest", table="events", status="succeeded"):
+        return {"run_id": run_id, "step": step, "date": DAY, "status": status, "seconds": seconds, "rows_in": rows_in,
                 "table_name": table}  # fmt: skip
 
     rows = [
-        row("a", 36, 100),
-        row("a", 36, 10, "items"),
-        row("b", 72, 100),
-        row("c", 360, 100),
-        row("d", 1, 100, status="failed"),
-    ]
-    (step,) = costs(rows, cores=2, target_rows=1000, core_hour_price=3)
-    assert step["runs"] == 3
-    assert step["core_hours"] == pytest.approx(72 * 2 / 3600)
-    assert step["core_hours_at_target"] == pytest.approx(0.4)
-    assert step["price_at_target"] == pytest.approx(1.2)
+        row("a", 36, 100), row("a", 36, 10, table="items"), row("b", 72, 100), row("c", 360, 100),
+        row("d", 1, 100, status="failed"), row("e", 18, 7, step="lifelong", table="pathway_lifelong"),
+    ]  # fmt: skip
+    ingest, lifelong = costs(rows, cores=2, target_rows=1000, core_hour_price=3)
+    assert ingest["runs"] == 3
+    assert ingest["core_hours"] == pytest.approx(72 * 2 / 3600)
+    assert ingest["core_hours_at_target"] == pytest.approx(0.4)
+    assert ingest["price_at_target"] == pytest.approx(1.2)
+    assert lifelong["core_hours_at_target"] == pytest.approx(0.1), "by the day's impressions, whatever unit the step keeps"
+    (alone,) = costs(rows[-1:], cores=2, target_rows=1000, core_hour_price=3)
+    assert alone["core_hours_at_target"] is None
 
 
 @pytest.mark.parametrize("text", ["", "core_hour: cheap", "core_hour: -1", "- 1", "core_hour: .inf"])
