@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -69,24 +69,33 @@ def tables(lake: LakeOption, as_json: JsonOption = False) -> None:
 
 @app.command("describe")
 def describe(
-    table: Annotated[str, typer.Argument(help="Name of a table.")], lake: LakeOption, as_json: JsonOption = False
+    lake: LakeOption,
+    table: Annotated[str | None, typer.Argument(help="Name of a table; every table without one.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show a table's columns, constraints and newest commits."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Show a table's columns, constraints and newest commits (of every table, if none is named)."""
     from onerec.lake_view import describe_table
     from schemas.errors import BadInput
     from schemas.lake import open_lake
     from schemas.tables import TABLES
 
-    if table not in TABLES:
+    opened = open_lake(lake)
+    if table is not None and table not in TABLES:
         raise BadInput(f"table {table!r}: no such table; there are {', '.join(TABLES)}")
-    described = describe_table(open_lake(lake), TABLES[table])
+    described = [describe_table(opened, one) for one in TABLES.values() if table in (None, one.name)]
     if as_json:
-        print_json(described)
+        print_json(described[0] if table else {"tables": described})
         return
-    view = Table("column", "type", "required", "meaning", title=f"{table}: {described['grain']}", title_justify="left")
+    for one in described:
+        _print_description(one)
+
+
+def _print_description(described: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{described['table']}: {described['grain']}"
+    view = Table("column", "type", "required", "meaning", title=title, title_justify="left")
     for column in described["columns"]:
         view.add_row(column["name"], column["type"], "yes" if column["required"] else "", column["doc"])
     console = Console()

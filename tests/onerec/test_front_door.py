@@ -58,6 +58,8 @@ def test_a_lake_is_created_listed_and_described(capfd, tmp_path):
     assert tables["events"]["rows"] == 0
     assert run(["lake", "describe", "events", "--lake", lake, "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["partition_by"] == ["date", "landing_date", "user_bucket"]
+    assert run(["lake", "describe", "--lake", lake, "--json"]) == 0
+    assert len(json.loads(capfd.readouterr().out)["tables"]) == len(tables)
     assert run(["lake", "describe", "nothing", "--lake", lake]) == 2
     assert run(["status", "--lake", lake, "--date", "2026-01-01", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["steps"]["samples"]["state"] == "missing"
