@@ -20,16 +20,29 @@ from typing import Any
 
 from airflow.exceptions import AirflowException, AirflowFailException
 from airflow.providers.standard.hooks.subprocess import SubprocessHook
-from airflow.sdk import DAG, Asset, BaseOperator, CronPartitionTimetable, PartitionedAssetTimetable, chain
+from airflow.sdk import (
+    DAG,
+    Asset,
+    BaseOperator,
+    CronPartitionTimetable,
+    PartitionedAssetTimetable,
+    RollupMapper,
+    StartOfWeekMapper,
+    WeekWindow,
+    chain,
+)
 
 TIMEZONE = os.environ.get("ONEREC_TIMEZONE", "UTC")
 DATE = "{{ dag_run.partition_key or ds }}"
 DAY_BEFORE = "{{ macros.ds_add(dag_run.partition_key or ds, -1) }}"
+WEEK_END = "{{ macros.ds_add(dag_run.partition_key, 6) if dag_run.partition_key else ds }}"
+"""A weekly run's partition key is the week's Monday; it takes what is known by the end of its Sunday."""
 BAD_INPUT, GATE = 2, 3
 
 SAMPLES = Asset(name="onerec_samples", uri="onerec://samples")
 ITEMS = Asset(name="onerec_items", uri="onerec://items")
 ITEM_TOKENS = Asset(name="onerec_item_tokens", uri="onerec://item_tokens")
+TOKEN_SET = Asset(name="onerec_token_set", uri="onerec://token_set")
 PRETRAINED = Asset(name="onerec_pretrained", uri="onerec://pretrained")
 RELEASE = Asset(name="onerec_release", uri="onerec://release")
 
@@ -70,9 +83,15 @@ def steps(*commands: str, outlets: dict[str, Asset] | None = None) -> None:
     chain(*tasks)
 
 
-def every(cron: str) -> CronPartitionTimetable:
-    """A timetable whose partition key is the day before the run."""
+def every_day(cron: str) -> CronPartitionTimetable:
+    """A daily timetable whose partition key is the day before the run."""
     return CronPartitionTimetable(cron, timezone=TIMEZONE, run_offset=-1, key_format="%Y-%m-%d")
+
+
+def whole_week() -> RollupMapper:
+    """Waits for every day of a week, Monday to Sunday; the partition key is the Monday."""
+    monday = StartOfWeekMapper(timezone=TIMEZONE, input_format="%Y-%m-%d", output_format="%Y-%m-%d")
+    return RollupMapper(upstream_mapper=monday, window=WeekWindow())
 
 
 COMMON: dict[str, Any] = {
@@ -84,7 +103,7 @@ COMMON: dict[str, Any] = {
 }
 LANDING = os.environ.get("ONEREC_LANDING", "landing")
 
-with DAG("daily_samples", schedule=every("0 2 * * *"), description="Landing zone to samples and pathways", **COMMON):
+with DAG("daily_samples", schedule=every_day("0 2 * * *"), description="Landing zone to samples and pathways", **COMMON):
     steps(
         f"ingest: ingest --landing {shlex.quote(LANDING)} --date '{DATE}'",
         f"samples: samples --date '{DATE}'",
@@ -93,16 +112,21 @@ with DAG("daily_samples", schedule=every("0 2 * * *"), description="Landing zone
         outlets={"ingest": ITEMS, "co_interaction": SAMPLES},
     )
 
-with DAG("tokenizer_refresh", schedule=every("0 4 * * 1"), description="New fusion and codebook: a token set", **COMMON):
+with DAG(
+    "tokenizer_refresh",
+    schedule=PartitionedAssetTimetable(assets=SAMPLES, default_partition_mapper=whole_week()),
+    description="New fusion and codebook: a token set",
+    **COMMON,
+):
     steps(
-        f"embed: embed --date '{DATE}'",
-        f"train_fusion: train-fusion --date '{DATE}'",
-        f"fuse: fuse --refresh --date '{DATE}'",
-        f"train_codebook: train-codebook --date '{DATE}'",
+        f"embed: embed --date '{WEEK_END}'",
+        f"train_fusion: train-fusion --date '{WEEK_END}'",
+        f"fuse: fuse --refresh --date '{WEEK_END}'",
+        f"train_codebook: train-codebook --date '{WEEK_END}'",
         "inspect: codebook inspect --gate",
-        f"tokenize: tokenize --refresh --date '{DATE}'",
+        f"tokenize: tokenize --refresh --date '{WEEK_END}'",
         "publish: publish tokens",
-        outlets={"publish": ITEM_TOKENS},
+        outlets={"publish": TOKEN_SET},
     )
 
 with DAG(

@@ -1,10 +1,12 @@
 """The six DAGs parse in a bare Airflow, hand over by dated assets, and call commands that exist."""
 
+import datetime as dt
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jinja2
 import pytest
@@ -95,7 +97,7 @@ def test_dags_hand_over_by_dated_assets(described):
     waits = {dag: value["waits_for"] for dag, value in described.items()}
     assert waits == {
         "daily_samples": [],
-        "tokenizer_refresh": [],
+        "tokenizer_refresh": ["onerec_samples"],
         "tokenize_items": ["onerec_items"],
         "lifelong_refresh": ["onerec_samples"],
         "train_daily": ["onerec_item_tokens", "onerec_samples"],
@@ -122,18 +124,28 @@ def test_every_task_calls_a_command_that_a_person_could_type(described):
             assert asked <= options, (task["id"], asked - options)
 
 
-def test_the_date_is_the_partition_key_else_the_logical_date():
-    sys.path.insert(0, str(ROOT / "airflow_dags"))
+class Macros:
+    """Airflow's ``macros.ds_add``."""
+
+    @staticmethod
+    def ds_add(day, days):
+        return (dt.date.fromisoformat(day) + dt.timedelta(days=days)).isoformat()
+
+
+@pytest.mark.parametrize(
+    ("name", "with_key", "by_hand"),
+    [
+        ("DATE", "2026-01-05", "2026-01-05"),
+        ("DAY_BEFORE", "2026-01-04", "2026-01-04"),
+        ("WEEK_END", "2026-01-11", "2026-01-05"),
+    ],
+)
+def test_dates_come_from_the_partition_key_else_the_logical_date(name, with_key, by_hand):
     text = (ROOT / "airflow_dags" / "onerec_dags.py").read_text()
-    (template,) = [line.split("=", 1)[1].strip().strip('"') for line in text.splitlines() if line.startswith("DATE =")]
+    (template,) = [line.split("=", 1)[1].strip().strip('"') for line in text.splitlines() if line.startswith(f"{name} =")]
     render = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(template).render
-
-    class Run:
-        partition_key: str | None = "2026-01-02"
-
-    assert render(dag_run=Run()) == "2026-01-02", "asset runs have no ds at all"
-    Run.partition_key = None
-    assert render(dag_run=Run(), ds="2026-01-03") == "2026-01-03"
+    assert render(dag_run=SimpleNamespace(partition_key="2026-01-05"), macros=Macros) == with_key, "asset runs have no ds"
+    assert render(dag_run=SimpleNamespace(partition_key=None), macros=Macros, ds="2026-01-05") == by_hand
 
 
 @pytest.mark.slow
