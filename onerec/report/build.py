@@ -1,6 +1,5 @@
 """Builds the report: figures from the lake, plots, thumbnails, one self-contained HTML page written last."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -178,8 +177,3 @@ def _users(users: Sequence[Mapping[str, Any]], items: Mapping[str, Item]) -> lis
             }
         )
     return shown
-
-
-def steps_of(marker: Path) -> list[dict[str, Any]]:
-    """The steps that a finished demo recorded beside its report."""
-    return list(json.loads(marker.read_text())["steps"])
