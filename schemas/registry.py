@@ -150,6 +150,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def text_sha256(text: str) -> str:
+    """Hex sha256 of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _checked(name: str, what: str) -> str:
     if not _NAME.fullmatch(name):
         raise BadInput(f"{what} {name!r}: use letters, digits, '_', '-' and '.' only, not starting with a dot")

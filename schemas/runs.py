@@ -5,7 +5,6 @@ aggregates counts the unit it keeps.
 """
 
 import datetime as dt
-import hashlib
 import time
 import uuid
 from collections.abc import Iterator
@@ -145,8 +144,3 @@ def replace_quarantine(lake: Lake, table: Table | str, date: dt.date, rows: pa.T
         mode="overwrite",
         predicate=f"table_name = '{name}' AND date = '{date.isoformat()}'",
     )
-
-
-def stable_hash(text: str) -> str:
-    """Hex sha256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()

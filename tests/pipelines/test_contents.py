@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipelines.contents import create_contents, end_of
 from pipelines.work import execute, query_engine
 from schemas.config import Config
-from schemas.runs import stable_hash
+from schemas.registry import text_sha256
 from schemas.tables import ITEMS
 from tests.lake_rows import utc
 from tests.pipelines.content_lake import item
@@ -52,7 +52,7 @@ def test_the_text_rule(columns: dict[str, Any], text: str | None) -> None:
 
 def test_the_hash_is_of_the_text() -> None:
     row = contents([item("x", title="Ünï", caption="b")])["x"]
-    assert row["text_hash"] == stable_hash("Ünï\nb")
+    assert row["text_hash"] == text_sha256("Ünï\nb")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from pipelines import embed
 from schemas.errors import BadInput, GateFailed
 from schemas.lake import Lake
-from schemas.runs import stable_hash
+from schemas.registry import text_sha256
 from schemas.tables import ITEM_VECTORS, ITEMS, PIPELINE_RUNS, QUARANTINE
 from tests.lake_rows import write_rows
 from tests.pipelines.content_lake import item, picture, sound
@@ -56,7 +56,7 @@ def test_every_content_gets_the_vector_of_its_encoder(lake: Lake, tmp_path: Path
     pixels = decode_picture((tmp_path / "a.png").read_bytes(), MediaLimits())
     np.testing.assert_allclose(found["a", "image"]["vector"], load_encoder("hog").encode([pixels])[0], atol=1e-6)
     assert found["a", "text"]["source"] == tiny_text_encoder
-    assert found["a", "text"]["content_hash"] == stable_hash("jazz guitar")
+    assert found["a", "text"]["content_hash"] == text_sha256("jazz guitar")
     assert found["a", "text"]["presence_mask"] == 0
 
 
@@ -86,9 +86,9 @@ def test_what_two_items_share_is_encoded_once(lake: Lake, tmp_path: Path, monkey
     assert encoded == ["tea", "bread"]
     found = lake.read(ITEM_VECTORS).to_pylist()
     vectors = {(row["item_id"], row["content_hash"]): row["vector"] for row in found}
-    tea = stable_hash("tea")
+    tea = text_sha256("tea")
     assert vectors["a", tea] == vectors["b", tea] == vectors["c", tea]
-    assert set(vectors) == {("a", tea), ("b", tea), ("c", tea), ("a", stable_hash("bread"))}
+    assert set(vectors) == {("a", tea), ("b", tea), ("c", tea), ("a", text_sha256("bread"))}
 
 
 def test_the_items_are_those_of_the_end_of_the_day(lake: Lake) -> None:
@@ -96,7 +96,7 @@ def test_the_items_are_those_of_the_end_of_the_day(lake: Lake) -> None:
         lake, ITEMS, [item("a", title="tea"), item("a", "2026-01-02", title="bread"), item("b", "2026-01-02", title="sky")]
     )
     assert counts(embed.run(lake, DAY))["out"] == 1
-    assert rows(lake)["a", "text"]["content_hash"] == stable_hash("tea")
+    assert rows(lake)["a", "text"]["content_hash"] == text_sha256("tea")
     assert counts(embed.run(lake, dt.date(2026, 1, 2)))["out"] == 2
 
 

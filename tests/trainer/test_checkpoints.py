@@ -9,8 +9,9 @@ import torch
 
 from schemas.errors import BadInput
 from tests.trainer.made_batches import made_batch, small_config
-from trainer.checkpoints import checksum_of, load_model, load_state, model_files, save_model, save_state
+from trainer.checkpoints import load_model, load_state, model_files, save_model, save_state
 from trainer.model.onerec import OneRec
+from trainer.sealed_weights import checksum_of
 
 
 @pytest.fixture

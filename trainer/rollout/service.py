@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from schemas.errors import BadInput, OnerecError
-from schemas.runs import stable_hash
+from schemas.registry import text_sha256
 from trainer.batches import RequestBatch
 from trainer.model.onerec import OneRec
 from trainer.rollout.generator import Generator
@@ -46,7 +46,7 @@ class PendingRollouts:
 
 def namespace_of(lake_root: str) -> str:
     """Ray's namespace for a lake's actors."""
-    return f"onerec-{stable_hash(lake_root)[:12]}"
+    return f"onerec-{text_sha256(lake_root)[:12]}"
 
 
 class RolloutService:
