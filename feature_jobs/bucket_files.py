@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+from deltalake import DeltaTable
 
 from schemas.errors import BadInput
 from schemas.lake import Lake, filesystem_of, first_line
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BucketFiles:
-    """The live data files of some partitions of a table version, by bucket: paths relative to the table."""
+    """The live data files of some partitions of a table version, by bucket: paths relative to the table, and for each path
+    the values of its partition columns."""
 
     uri: str
     paths: dict[int, tuple[str, ...]]
+    partitions: dict[str, dict[str, Any]]
 
     @property
     def buckets(self) -> list[int]:
@@ -37,7 +40,8 @@ class BucketFiles:
         return sorted(self.paths)
 
     def read(self, bucket: int, schema: pa.Schema) -> pa.Table:
-        """A bucket's rows with these columns, in file order; nullability is relaxed, columns a file lacks are null.
+        """A bucket's rows with these columns (partition columns too), in file order; nullability is relaxed, columns that a
+        file lacks are null.
 
         Raises BadInput naming a file that is missing or damaged.
         """
@@ -56,7 +60,8 @@ class BucketFiles:
                 ) from error
             for column in wanted:
                 if column.name not in present:
-                    rows = rows.append_column(column, pa.nulls(len(rows), column.type))
+                    value = pa.scalar(self.partitions[path].get(column.name), column.type)
+                    rows = rows.append_column(column, pa.repeat(value, len(rows)))
             parts.append(rows.select(wanted.names).cast(wanted))
         return pa.concat_tables(parts)
 
@@ -67,18 +72,27 @@ def bucket_files(lake: Lake, table: Table, version: int, where: pads.Expression)
     if len(files):
         files = files.filter(where).sort_by("path")
     paths: dict[int, list[str]] = {}
-    for bucket, path in zip(files["user_bucket"].to_pylist(), files["path"].to_pylist(), strict=True):
-        paths.setdefault(bucket, []).append(unquote(path))
-    return BucketFiles(lake.table_uri(table), {bucket: tuple(names) for bucket, names in paths.items()})
+    partitions: dict[str, dict[str, Any]] = {}
+    for row in files.to_pylist():
+        path = unquote(row["path"])
+        paths.setdefault(row["user_bucket"], []).append(path)
+        partitions[path] = {name: row[name] for name in table.partition_by}
+    return BucketFiles(lake.table_uri(table), {bucket: tuple(names) for bucket, names in paths.items()}, partitions)
 
 
 def partition_values(lake: Lake, table: Table, version: int) -> pa.Table:
-    """``path`` and the partition columns of each live file of a table version."""
-    actions = pa.table(lake.open_table(table, version).get_add_actions(flatten=True))
+    """``path``, ``size_bytes`` and the partition columns of each live file of a table version."""
+    return live_files(lake.open_table(table, version), table)
+
+
+def live_files(opened: DeltaTable, table: Table) -> pa.Table:
+    """``path`` (as the log has it), ``size_bytes`` and the partition columns of each live file of an opened table."""
+    actions = pa.table(opened.get_add_actions(flatten=True))
     partitions = [table.schema.field(name) for name in table.partition_by]
     if not len(actions):
-        return pa.schema([pa.field("path", pa.string()), *partitions]).empty_table()
-    return pa.table({"path": actions["path"]} | {column.name: actions[f"partition.{column.name}"] for column in partitions})
+        return pa.schema([("path", pa.string()), ("size_bytes", pa.int64()), *partitions]).empty_table()
+    columns = {name: actions[name] for name in ("path", "size_bytes")}
+    return pa.table(columns | {column.name: actions[f"partition.{column.name}"] for column in partitions})
 
 
 def relaxed(column: pa.Field) -> pa.Field:

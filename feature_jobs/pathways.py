@@ -7,15 +7,13 @@ but late events and snapshots is shuffled.
 
 import datetime as dt
 import json
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.dataset as pads
-from deltalake.exceptions import CommitFailedError
-from deltalake.transaction import AddAction, RemoveAction
 
 from feature_jobs.bucket_files import bucket_files
+from feature_jobs.partition_files import commit_files
 from feature_jobs.pathways_bucket import LATE_COLUMNS, WRITTEN, DayInputs, bucket_task
 from feature_jobs.samples_inputs import (
     event_partitions,
@@ -41,14 +39,12 @@ from schemas.tables import (
     PATHWAY_STATIC,
     USER_STATE,
     USERS,
-    Table,
 )
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 STEP = "pathways"
-COMMIT_ATTEMPTS = 5
 
 
 def run_pathways(spark: "SparkSession", lake: Lake, date: dt.date, *, every_landing: bool = False) -> dict[str, Any]:
@@ -93,7 +89,7 @@ def _pathways(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: b
     )
     reports = [json.loads(row["report"]) for row in frame.collect()]
     for table in WRITTEN:
-        commit_partitions(lake, table, date, [report["files"][table.name] for report in reports])
+        commit_files(lake, table, [report["files"][table.name] for report in reports], pads.field("date") == date)
     _account(run, reports)
     clear_stale(lake, date, STEP)
     run.extra["landings_taken_in"] = sorted({landing.isoformat() for landing in seen} - {x.isoformat() for x in before.seen})
@@ -175,48 +171,6 @@ def latest_profiles(users: "DataFrame", date: dt.date, buckets: int) -> "DataFra
     )
     bucket = F.pmod(F.xxhash64("user_id"), F.lit(buckets)).cast("int")
     return latest.select(bucket.alias("user_bucket"), "user_id", "facts.*", "snapshot_date")
-
-
-def commit_partitions(lake: Lake, table: Table, date: dt.date, files: Sequence[dict[str, Any] | None]) -> None:
-    """Make these files the only ones of the table's partitions of a date, in one commit.
-
-    A commit that meets another run of the same date is made again on the newer version: either's files are whole. Raises
-    BadInput if it always meets one.
-    """
-    actions: list[AddAction | RemoveAction] = [
-        AddAction(
-            file["path"],
-            file["size"],
-            file["partition"],
-            int(time.time() * 1000),
-            True,
-            json.dumps(
-                {
-                    "numRecords": file["rows"],
-                    "minValues": {"user_id": file["first_user"]},
-                    "maxValues": {"user_id": file["last_user"]},
-                }
-            ),
-        )
-        for file in files
-        if file is not None
-    ]
-    for attempt in range(1, COMMIT_ATTEMPTS + 1):
-        target = lake.open_table(table)
-        try:
-            target.create_write_transaction(
-                actions,
-                "overwrite",
-                target.schema(),
-                partition_by=list(table.partition_by),
-                partition_filters=[("date", "=", date.isoformat())],
-            )
-            return
-        except CommitFailedError as error:
-            if attempt == COMMIT_ATTEMPTS:
-                raise BadInput(
-                    f"{lake.table_uri(table)}: other processes keep writing it; run this again when they have ended"
-                ) from error
 
 
 def _account(run: StepRun, reports: list[dict[str, Any]]) -> None:

@@ -6,10 +6,9 @@ Files are written beside the tables' others and belong to no table until the dri
 
 import datetime as dt
 import json
-import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_jobs.bucket_files import BucketFiles, relaxed
+from feature_jobs.partition_files import PartitionFile
 from feature_jobs.samples_labels import EVENT_COLUMNS, STATE_COLUMNS, label_samples
 from feature_jobs.user_state import FRESH, PROFILE, STATE, advance, align, behaviour_lists, positive_only, static_rows
 from feature_jobs.user_state_arrays import behaviours_of, flat, integers, sorted_users, user_index
@@ -30,7 +30,6 @@ from schemas.tables import (
     PATHWAY_SHORT,
     PATHWAY_STATIC,
     USER_STATE,
-    Table,
 )
 
 WRITTEN = (HISTORY, PATHWAY_STATIC, PATHWAY_SHORT, PATHWAY_POSITIVE, USER_STATE)
@@ -61,51 +60,6 @@ class DayInputs:
     seen: list[dt.date]
 
 
-@dataclass
-class PartitionFile:
-    """A Parquet file of one partition of a table, written row group by row group; not yet part of the table."""
-
-    table: Table
-    uri: str
-    bucket: int
-    date: dt.date
-    rows: int = 0
-    users: list[str] = field(default_factory=list)
-    _writer: pq.ParquetWriter | None = None
-    _path: str = ""
-
-    def write(self, rows: pa.Table) -> None:
-        """Append rows (the table's columns but the partition's, in user order)."""
-        if not len(rows):
-            return
-        schema = pa.schema([column for column in self.table.schema if column.name not in self.table.partition_by])
-        if self._writer is None:
-            values = {"date": self.date.isoformat(), "user_bucket": str(self.bucket)}
-            folder = "/".join(f"{name}={values[name]}" for name in self.table.partition_by)
-            self._path = f"{folder}/part-{uuid.uuid4()}.zstd.parquet"
-            filesystem, root = filesystem_of(self.uri)
-            filesystem.create_dir(f"{root}/{folder}", recursive=True)
-            self._writer = pq.ParquetWriter(f"{root}/{self._path}", schema, filesystem=filesystem, compression="zstd")
-        self._writer.write_table(pa.table([rows[column.name].cast(column.type) for column in schema], schema=schema))
-        self.rows += len(rows)
-        self.users = [*self.users[:1], rows["user_id"][0].as_py(), rows["user_id"][-1].as_py()]
-
-    def close(self) -> dict[str, Any] | None:
-        """Finish the file; what the commit needs to know of it, or None if nothing was written."""
-        if self._writer is None:
-            return None
-        self._writer.close()
-        filesystem, root = filesystem_of(self.uri)
-        return {
-            "path": self._path,
-            "size": filesystem.get_file_info(f"{root}/{self._path}").size,
-            "partition": {"date": self.date.isoformat(), "user_bucket": str(self.bucket)},
-            "rows": self.rows,
-            "first_user": self.users[0],
-            "last_user": self.users[-1],
-        }
-
-
 def bucket_task(day: DayInputs) -> Callable[[pa.Table, pa.Table], pa.Table]:
     """The function of a Spark cogroup: (late events of a bucket, its users' profiles) → one row ``report`` (JSON)."""
 
@@ -129,7 +83,8 @@ def advance_bucket(day: DayInputs, bucket: int, late: pa.Table, profiles: pa.Tab
     fresh, fresh_owner = fresh.take(pa.array(order)), fresh_owner[order]
     active = sorted_users(samples["user_id"])
     names, active_names = fresh_users.to_pylist(), active.to_pylist()
-    files = {table.name: PartitionFile(table, day.lake.table_uri(table), bucket, day.date) for table in WRITTEN}
+    partition = {"date": day.date.isoformat(), "user_bucket": str(bucket)}
+    files = {table.name: PartitionFile(day.lake, table, partition) for table in WRITTEN}
     counts = {"users_before": 0, "new_users": 0, "without_snapshot": 0, "behaviours": 0}
     done, active_done = 0, 0
     for state, last in _state_slices(day.state, bucket):

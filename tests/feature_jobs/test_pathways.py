@@ -245,13 +245,13 @@ from feature_jobs.session import spark_session
 from schemas.lake import open_lake
 root, date, point = sys.argv[1:]
 allowed = 0 if point == "data files written" else 3
-commit = pathways.commit_partitions
+commit = pathways.commit_files
 def commit_or_die(lake, table, day, files):
     global allowed
     if allowed == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     allowed -= 1
     commit(lake, table, day, files)
-pathways.commit_partitions = commit_or_die
+pathways.commit_files = commit_or_die
 pathways.run_pathways(spark_session("local[2]"), open_lake(root), dt.date.fromisoformat(date))
 """

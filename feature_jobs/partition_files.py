@@ -1,0 +1,163 @@
+"""Tables written by tasks and committed once by the driver: Parquet files beside a table's others, then one Delta commit.
+
+A file belongs to no table until ``commit_files`` names it, so a task that is killed or repeated leaves only files that
+nothing refers to (``onerec lake vacuum`` removes them), and a reader sees all of a step's files or none.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+from deltalake import CommitProperties
+from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import AddAction, RemoveAction
+
+from feature_jobs.bucket_files import live_files
+from schemas.errors import BadInput
+from schemas.lake import Lake, filesystem_of
+from schemas.tables import Table
+
+COMMIT_ATTEMPTS = 5
+FileReport = dict[str, Any]
+"""What a commit needs to know of a file; JSON, so that a task can report it: path, size, partition, statistics."""
+
+
+def data_schema(table: Table) -> pa.Schema:
+    """A table's columns but those of its partitions: what its files hold."""
+    return pa.schema([column for column in table.schema if column.name not in table.partition_by])
+
+
+class PartitionFile:
+    """A Parquet file of one partition of a table, written row group by row group; not yet part of the table.
+
+    ``partition`` maps each partition column to its value as Delta writes it (dates as YYYY-MM-DD).
+    """
+
+    def __init__(self, lake: Lake, table: Table, partition: Mapping[str, str]) -> None:
+        self.rows = 0
+        self._table = table
+        self._partition = {name: str(partition[name]) for name in table.partition_by}
+        self._folder = "".join(f"{name}={value}/" for name, value in self._partition.items())
+        self._uri = lake.table_uri(table)
+        self._schema = data_schema(table)
+        self._nulls = dict.fromkeys(self._schema.names, 0)
+        self._users: list[str] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._path = ""
+
+    def write(self, rows: pa.Table) -> None:
+        """Append rows that have the table's columns but the partition's (more are left out), cast to their types.
+
+        A table with a user column expects rows in user order.
+        """
+        if not len(rows):
+            return
+        if self._writer is None:
+            self._path = f"{self._folder}part-{uuid.uuid4()}.zstd.parquet"
+            filesystem, root = filesystem_of(self._uri)
+            filesystem.create_dir(f"{root}/{self._folder}", recursive=True)
+            self._writer = pq.ParquetWriter(f"{root}/{self._path}", self._schema, filesystem=filesystem, compression="zstd")
+        columns = [rows[column.name].cast(column.type) for column in self._schema]
+        self._writer.write_table(pa.table(columns, schema=self._schema))
+        self.rows += len(rows)
+        for column, name in zip(columns, self._schema.names, strict=True):
+            self._nulls[name] += column.null_count
+        if "user_id" in self._nulls:
+            self._users = [*self._users[:1], rows["user_id"][0].as_py(), rows["user_id"][-1].as_py()]
+
+    def close(self) -> FileReport | None:
+        """Finish the file; what the commit needs to know of it, or None if nothing was written."""
+        if self._writer is None:
+            return None
+        self._writer.close()
+        filesystem, root = filesystem_of(self._uri)
+        statistics: dict[str, Any] = {"numRecords": self.rows, "nullCount": self._nulls}
+        if self._users:
+            statistics |= {"minValues": {"user_id": self._users[0]}, "maxValues": {"user_id": self._users[-1]}}
+        return {
+            "path": self._path,
+            "size": filesystem.get_file_info(f"{root}/{self._path}").size,
+            "partition": self._partition,
+            "rows": self.rows,
+            "statistics": json.dumps(statistics),
+        }
+
+    def discard(self) -> None:
+        """Remove the file, which no commit names."""
+        if self._writer is not None:
+            self._writer.close()
+            filesystem, root = filesystem_of(self._uri)
+            filesystem.delete_file(f"{root}/{self._path}")
+
+
+def commit_files(
+    lake: Lake,
+    table: Table,
+    files: Sequence[FileReport | None],
+    replaced: pads.Expression,
+    *,
+    note: str | None = None,
+    read: tuple[int, pads.Expression] | None = None,
+) -> None:
+    """Make ``files`` the only ones of the partitions that ``replaced`` (over partition columns) selects, in one commit.
+
+    The commit is made on the newest version and on no other: if another process commits first, what to remove is looked
+    up again, so that two runs of one step leave the files of one of them. No commit where nothing is added or removed.
+    ``read`` is a version and the partitions of it that the files were computed from: if those have other files by now,
+    or other processes commit without end, BadInput says so. ``note`` becomes the commit's ``userMetadata``.
+    """
+    added = [file for file in files if file is not None]
+    adds = [
+        AddAction(file["path"], file["size"], file["partition"], int(time.time() * 1000), True, file["statistics"])
+        for file in added
+    ]
+    properties = CommitProperties(max_commit_retries=0, custom_metadata={"userMetadata": note} if note else None)
+    for _ in range(COMMIT_ATTEMPTS):
+        target = lake.open_table(table)
+        if read and target.version() != read[0]:
+            _check_unchanged(lake, table, read, target.version())
+        removes = _removals(live_files(target, table), replaced, table)
+        if not adds and not removes:
+            return
+        try:
+            target.create_write_transaction(
+                [*adds, *removes],
+                "append",
+                target.schema(),
+                partition_by=list(table.partition_by),
+                commit_properties=properties,
+            )
+            return
+        except CommitFailedError:
+            continue
+    raise BadInput(f"{lake.table_uri(table)}: other processes keep writing it; run this again when they have ended")
+
+
+def _removals(live: pa.Table, replaced: pads.Expression, table: Table) -> list[RemoveAction]:
+    now = int(time.time() * 1000)
+    removed = live.filter(replaced) if len(live) else live
+    return [
+        RemoveAction(
+            row["path"],
+            True,
+            now,
+            size=row["size_bytes"],
+            partition_values={name: str(row[name]) for name in table.partition_by},
+        )
+        for row in removed.to_pylist()
+    ]
+
+
+def _check_unchanged(lake: Lake, table: Table, read: tuple[int, pads.Expression], version: int) -> None:
+    before, now = (live_files(lake.open_table(table, number), table) for number in (read[0], version))
+    names = [sorted((some.filter(read[1]) if len(some) else some)["path"].to_pylist()) for some in (before, now)]
+    if names[0] != names[1]:
+        raise BadInput(
+            f"{lake.table_uri(table)}: another process wrote the same partitions meanwhile, so this run published nothing "
+            "there; run it again when the other has ended"
+        )
