@@ -16,9 +16,9 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
+from feature_jobs.text_hashes import text_hashes
 from schemas.errors import BadInput
 from schemas.lake import Lake, filesystem_of, first_line
-from schemas.shards import stable_key
 from schemas.tables import Table
 
 if TYPE_CHECKING:
@@ -45,25 +45,28 @@ class BucketFiles:
 
         Raises BadInput naming a file that is missing or damaged.
         """
+        paths = self.paths.get(bucket, ())
+        empty = pa.schema([relaxed(column) for column in schema]).empty_table()
+        return pa.concat_tables([empty, *(self.read_file(path, schema) for path in paths)])
+
+    def read_file(self, path: str, schema: pa.Schema) -> pa.Table:
+        """One file's rows, as ``read`` gives them."""
         wanted = pa.schema([relaxed(column) for column in schema])
         filesystem, root = filesystem_of(self.uri)
-        parts = [wanted.empty_table()]
-        for path in self.paths.get(bucket, ()):
-            try:
-                with filesystem.open_input_file(f"{root}/{path}") as stream:
-                    file = pq.ParquetFile(stream)
-                    present = [name for name in wanted.names if name in file.schema_arrow.names]
-                    rows = file.read(columns=present)
-            except (OSError, pa.ArrowException) as error:
-                raise BadInput(
-                    f"{root}/{path}: missing or damaged ({first_line(error)}); restore it, or run the step that writes it"
-                ) from error
-            for column in wanted:
-                if column.name not in present:
-                    value = pa.scalar(self.partitions[path].get(column.name), column.type)
-                    rows = rows.append_column(column, pa.repeat(value, len(rows)))
-            parts.append(rows.select(wanted.names).cast(wanted))
-        return pa.concat_tables(parts)
+        try:
+            with filesystem.open_input_file(f"{root}/{path}") as stream:
+                file = pq.ParquetFile(stream)
+                present = [name for name in wanted.names if name in file.schema_arrow.names]
+                rows = file.read(columns=present)
+        except (OSError, pa.ArrowException) as error:
+            raise BadInput(
+                f"{root}/{path}: missing or damaged ({first_line(error)}); restore it, or run the step that writes it"
+            ) from error
+        for column in wanted:
+            if column.name not in present:
+                value = pa.scalar(self.partitions[path].get(column.name), column.type)
+                rows = rows.append_column(column, pa.repeat(value, len(rows)))
+        return rows.select(wanted.names).cast(wanted)
 
 
 def bucket_files(lake: Lake, table: Table, version: int, where: pads.Expression) -> BucketFiles:
@@ -139,5 +142,4 @@ def item_keys(items: pa.ChunkedArray | pa.Array) -> pa.Array:
     encoded = pc.dictionary_encode(whole)
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
-    keys = pa.array([stable_key(text) for text in encoded.dictionary.to_pylist()], pa.int64())
-    return keys.take(encoded.indices)
+    return pa.array(text_hashes(encoded.dictionary)).take(encoded.indices)

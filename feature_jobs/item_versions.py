@@ -47,18 +47,26 @@ class ItemVersions:
     uri: str
     parts: int
 
-    def known(self, items: pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """Whether the catalogue has any version of each item (bool)."""
+    def known(self, items: pa.Array | pa.ChunkedArray, others: np.ndarray | None = None) -> np.ndarray:
+        """Whether the catalogue has any version of each item, or its key is among ``others`` (bool; False for null)."""
         keys, index = _distinct_keys(items)
         found = np.zeros(len(keys) + 1, bool)  # the last stands for null
+        if others is not None:
+            found[:-1] = np.isin(keys, others)
         for part, places in self._by_part(keys):
             start, end = part.range_of(keys[places])
-            found[places] = end > start
+            found[places] |= end > start
         return found[index]
 
     def before(self, items: pa.Array | pa.ChunkedArray, request_ts: np.ndarray) -> tuple[pa.Table, np.ndarray]:
         """Attributes (ATTRIBUTES) of the version with the latest ``valid_from`` < ``request_ts`` (int64, µs), deleted or not,
         for each row, and whether there is none (then they are null)."""
+        used, place = self.used_before(items, request_ts)
+        return used.take(pa.array(place, mask=place < 0)), place < 0
+
+    def used_before(self, items: pa.Array | pa.ChunkedArray, request_ts: np.ndarray) -> tuple[pa.Table, np.ndarray]:
+        """The same without repeating what rows share: attributes of each version that any row uses, once, and for each row
+        its place among them (−1 if there is none)."""
         keys, index = _distinct_keys(items)
         part_of = _part_of(keys, self.parts)
         tables = [ATTRIBUTES.empty_table()]
@@ -74,8 +82,7 @@ class ItemVersions:
             tables.append(part.attributes(used))
             place[rows[version >= 0]] = offset + position
             offset += len(used)
-        taken = pa.concat_tables(tables).combine_chunks().take(pa.array(place, mask=place < 0))
-        return taken, place < 0
+        return pa.concat_tables(tables).combine_chunks(), place
 
     def _by_part(self, keys: np.ndarray) -> Iterator[tuple["_Part", np.ndarray]]:
         folder = _local_copy(self.uri)
