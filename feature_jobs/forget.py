@@ -1,33 +1,39 @@
 """``onerec forget``: removes people from every table, shard and quarantine row, keeps them out, and proves it.
 
-Their salted hashes enter the suppression list first. Then rows go (delta-rs), then old files and old log entries, whose
-statistics name users too; at the end every user column of every live file is searched. Nothing else may write meanwhile:
-files that a running writer has not committed yet would be removed with the old ones. One process rewrites the files that
-hold the users, so the cost is that of their buckets; for many users of a large lake, collect them and run it in batches.
-Trained models and the landing zone are not part of it.
+Their salted hashes enter the suppression list first. Then each table is rewritten once: a task a user bucket writes those
+files anew that hold some of them, one commit replaces them. Old data files and log entries, whose statistics name users
+too, follow; at the end every user column of every file is searched. Whatever was done stays done: killed at any point, it
+is run again. Trained models and the landing zone are not part of it.
 """
 
-import json
-import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
-from deltalake import CommitProperties, DeltaTable
+import pyarrow.dataset as pads
+from deltalake import DeltaTable
 
+from feature_jobs.bucket_files import live_files
+from feature_jobs.forget_cache import forget_in_cache, search_cache
+from feature_jobs.forget_examples import forget_in_examples, search_examples
+from feature_jobs.forget_files import People, Tasks, file_groups, live, rewrite, search, unnamed
+from feature_jobs.forget_log import cut_log, drop_old_files, log_mentions
 from feature_jobs.forget_shards import forget_in_shards, search_shards
+from feature_jobs.partition_files import commit_files
 from schemas.errors import BadInput
 from schemas.lake import Lake, damage_named
 from schemas.runs import StepRun, TableCounts, step_run
-from schemas.shards import stable_key
 from schemas.suppression import suppress
 from schemas.tables import QUARANTINE, TABLES, Table
 
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
 MAX_USERS_FILE_BYTES = 64 * 2**20
-_IDS_A_STATEMENT = 1000
-_LOG_RETENTION = "delta.logRetentionDuration"
+SPARK_FROM_BYTES = 2 * 2**30
+"""A smaller lake is rewritten before a Java virtual machine would have started and found its workers."""
 
 
 def read_users(path: Path) -> list[str]:
@@ -46,161 +52,110 @@ def read_users(path: Path) -> list[str]:
     return users
 
 
-def user_tables() -> list[Table]:
-    """The tables that have a user column."""
-    return [table for table in TABLES.values() if "user_id" in table.schema.names]
+def personal_tables() -> list[Table]:
+    """The tables that name users: in a column, or (quarantine) in raw rows."""
+    return [table for table in TABLES.values() if "user_id" in table.schema.names or table is QUARANTINE]
 
 
-def rows_to_forget(lake: Lake, users: list[str]) -> dict[str, int]:
+def bytes_to_search(lake: Lake) -> int:
+    """Size of the live files of these tables: what the proof reads the user columns of."""
+    sizes = [live_files(lake.open_table(table), table)["size_bytes"].to_pylist() for table in personal_tables()]
+    return sum(map(sum, sizes))
+
+
+def rows_to_forget(lake: Lake, users: Sequence[str], spark: "SparkSession | None" = None) -> dict[str, int]:
     """How many rows of each table would go; nothing is written."""
-    ids = pa.array(users, pa.string())
-    counts = {table.name: _rows_of(lake, table, ids)[0] for table in user_tables()}
-    return counts | {QUARANTINE.name: len(_mentioning(lake, set(users)))}
+    people, tasks = People.of(lake, users), Tasks(spark)
+    return {table.name: _searched(lake, table, people, tasks)["found"] for table in personal_tables()}
 
 
-def run(lake: Lake, users: list[str]) -> StepRun:
-    """Forget these users. Raises RuntimeError if the search at the end still finds one (a fault of ours)."""
+def run(lake: Lake, users: Sequence[str], spark: "SparkSession | None" = None) -> StepRun:
+    """Forget these users; with ``spark``, in its tasks.
+
+    Raises BadInput if another process writes the same files meanwhile, or brings some of the users back; RuntimeError if the
+    search at the end finds one though nobody else wrote (a fault of ours).
+    """
+    people, tasks = People.of(lake, users), Tasks(spark)
     shards = lake.local_path("shards")
     with step_run(lake, "forget") as step:
         step.extra["newly_suppressed"] = suppress(lake, users)
-        for table in user_tables():
-            step.table(table, _delete(lake, table, _user_predicates(lake, table, users)))
-        rows = _mentioning(lake, set(users))
-        step.table(QUARANTINE, _delete(lake, QUARANTINE, _row_predicates(rows)))
-        removed = forget_in_shards(shards, users)
-        step.extra["shard_records_removed"] = removed
-        for table in (*user_tables(), QUARANTINE):
-            _drop_old_files(lake.open_table(table))
-        step.extra["proof"] = prove(lake, shards, users)
+        for table in personal_tables():
+            step.table(table, _forget_in(lake, table, people, tasks))
+        step.extra["shard_records_removed"] = forget_in_shards(shards, people.ids, tasks)
+        step.extra["cached_folders_removed"] = forget_in_cache(lake, people.ids, tasks)
+        step.extra["examples_removed"] = forget_in_examples(lake, set(users))
+        step.extra["old_files_removed"] = {}
+        for table in personal_tables():
+            step.extra["old_files_removed"][table.name] = drop_old_files(lake, table, people, tasks)
+            cut_log(lake, table)
+        versions = {table.name: lake.table_version(table) for table in personal_tables()}
+        suppress(lake, users)  # on a filesystem without locks, another run may have written over the list
+        step.extra["proof"] = prove(lake, people, tasks, versions)
     return step
 
 
-def prove(lake: Lake, shards: Path, users: list[str]) -> dict[str, dict[str, int]]:
-    """Search every user column of every file below each table and the shards. Raises RuntimeError if one is found.
+def prove(lake: Lake, people: People, tasks: Tasks, versions: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Search every user column of every file below each table, the logs, the shards, and what evaluations show.
 
-    ``files`` counts live files; ``dead_files`` are data files that the newest version no longer names; ``log_mentions``
-    are log files that contain a user id between quotation marks.
+    ``files`` counts live files and ``other_files`` those that the newest version does not name; ``log_mentions`` are log files
+    that name one of the people. Raises as ``run`` does; ``versions`` are those that the tables had when the last was cleaned.
     """
-    ids = pa.array(users, pa.string())
-    proof = {table.name: _search(lake, table, ids) for table in user_tables()}
-    proof[QUARANTINE.name] = _search(lake, QUARANTINE, ids) | {"found": len(_mentioning(lake, set(users)))}
-    proof["shards"] = search_shards(shards, ids)
-    remaining = {
-        name: counts
-        for name, counts in proof.items()
-        if counts["found"] or counts.get("dead_files") or counts.get("log_mentions")
+    proof = {
+        table.name: _searched(lake, table, people, tasks, others=True) | {"log_mentions": log_mentions(lake, table, people)}
+        for table in personal_tables()
     }
+    proof["shards"] = search_shards(lake.local_path("shards"), people.ids, tasks)
+    proof["cache"] = search_cache(lake, people.ids, tasks)
+    proof["examples"] = search_examples(lake, set(people.ids.to_pylist()))
+    remaining = {name: counts for name, counts in proof.items() if counts["found"] or counts.get("log_mentions")}
     if remaining:
-        raise RuntimeError(f"forget left traces: {remaining}; run it again while nothing else writes")
+        found = ", ".join(f"{name} {counts['found'] or counts['log_mentions']}" for name, counts in remaining.items())
+        if any(lake.table_version(table) != versions[table.name] for table in personal_tables()):
+            raise BadInput(
+                f"{lake.root}: another process wrote these people's rows meanwhile ({found}); run this again when it has ended"
+            )
+        raise RuntimeError(f"forget left traces: {found}")
     return proof
 
 
-def _search(lake: Lake, table: Table, ids: pa.Array) -> dict[str, int]:
-    found, values = _rows_of(lake, table, ids) if "user_id" in table.schema.names else (0, lake.dataset(table).count_rows())
-    live = len(lake.open_table(table).file_uris())
-    filesystem, path = lake.filesystem(table.name)
-    files = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    data = [file.path for file in files if file.type is pafs.FileType.File and "/_delta_log/" not in file.path]
-    dead = len([name for name in data if name.endswith(".parquet")]) - live
-    logs = [file.path for file in files if file.path.endswith(".json") and "/_delta_log/" in file.path]
-    return {"files": live, "values": values, "found": found, "dead_files": dead, "log_mentions": _mentions(filesystem, logs, ids)}
-
-
-def _rows_of(lake: Lake, table: Table, ids: pa.Array) -> tuple[int, int]:
-    """How many rows these users have in a table, and how many there are.
-
-    Not by a filter: once a log was cut, delta-rs gives a file's bounds as string views, and pyarrow cannot compare a list of
-    strings with those.
-    """
-    found = rows = 0
-    with damage_named(lake.table_uri(table)):
-        for batch in lake.dataset(table).to_batches(columns=["user_id"]):
-            rows += len(batch)
-            found += pc.sum(pc.is_in(batch["user_id"], value_set=ids)).as_py() or 0
-    return found, rows
-
-
-def _mentions(filesystem: pafs.FileSystem, logs: list[str], ids: pa.Array) -> int:
-    quoted = [text for user in ids.to_pylist() for text in (f'"{user}"', f"'{user}'", json.dumps(json.dumps(user))[1:-1])]
-    count = 0
-    for path in logs:
-        with filesystem.open_input_stream(path) as stream:
-            text = stream.read().decode(errors="replace")
-        count += any(one in text for one in quoted)
-    return count
-
-
-def _delete(lake: Lake, table: Table, predicates: list[str]) -> TableCounts:
+def _forget_in(lake: Lake, table: Table, people: People, tasks: Tasks) -> TableCounts:
     opened = lake.open_table(table)
-    with damage_named(lake.table_uri(table)):
-        before = lake.dataset(table).count_rows()
-        deleted = sum(opened.delete(predicate)["num_deleted_rows"] for predicate in predicates)
-    return TableCounts(before, before - deleted, rows_dropped={"forgotten": deleted})
+    groups = file_groups(table, live(opened, table))
+    affected = set(people.buckets.tolist())
+    groups = [group for group in groups if group.bucket is None or group.bucket in affected]
+    rows = _row_count(lake, table, opened)
+    reports = tasks.each(groups, lambda group: rewrite(lake, table, people, group))
+    replaced = pads.field("path").isin([path for report in reports for path in report["replaced"]])
+    written = [file for report in reports for file in report["files"]]
+    if written:
+        commit_files(lake, table, written, replaced, read=(opened.version(), replaced))
+    removed = sum(report["removed"] for report in reports)
+    return TableCounts(rows, rows - removed, rows_dropped={"forgotten": removed})
 
 
-def _user_predicates(lake: Lake, table: Table, users: list[str]) -> list[str]:
-    """SQL conditions on at most 1,000 users each; the buckets let the engine leave other partitions alone."""
-    buckets = lake.config.lake.user_buckets
-    result = []
-    for start in range(0, len(users), _IDS_A_STATEMENT):
-        part = users[start : start + _IDS_A_STATEMENT]
-        condition = f"user_id IN ({', '.join(_quoted(user) for user in part)})"
-        if "user_bucket" in table.schema.names:
-            of_part = sorted({stable_key(user) % buckets for user in part})
-            condition = f"user_bucket IN ({', '.join(map(str, of_part))}) AND {condition}"
-        result.append(condition)
+def _row_count(lake: Lake, table: Table, opened: DeltaTable) -> int:
+    actions = pa.table(opened.get_add_actions(flatten=True))
+    counts = actions["num_records"] if "num_records" in actions.column_names else None
+    if counts is None or counts.null_count:  # written by a program that keeps no statistics: ask the files
+        with damage_named(lake.table_uri(table)):
+            return int(lake.dataset(table, version=opened.version()).count_rows())
+    return int(pc.sum(counts).as_py() or 0)
+
+
+def _searched(lake: Lake, table: Table, people: People, tasks: Tasks, *, others: bool = False) -> dict[str, int]:
+    """Search a table's live files and, with ``others``, those below it that it does not name. Raises BadInput for a live one
+    that cannot be read."""
+    opened = lake.open_table(table)
+    files = live(opened, table)
+    groups = file_groups(table, files)
+    reports = tasks.each(groups, lambda group: search(lake, table, people, group))
+    if unreadable := [path for report in reports for path in report["unreadable"]]:
+        where = f"{lake.table_uri(table)}/{min(unreadable)}"
+        raise BadInput(f"{where}: missing or damaged; restore it, or run the step that writes it")
+    result = {name: sum(report[name] for report in reports) for name in ("values", "found")} | {"files": len(files)}
+    if others:
+        dead = unnamed(lake, opened, table)
+        found = tasks.each(file_groups(table, dead), lambda group: search(lake, table, people, group))
+        result["found"] += sum(report["found"] for report in found)
+        result["other_files"] = len(dead)
     return result
-
-
-def _mentioning(lake: Lake, users: set[str]) -> list[tuple[str, str, str]]:
-    """Quarantined rows of these users: table, date, row. A row that is no JSON goes if it holds an id as a whole word."""
-    found = []
-    words = re.compile("|".join(rf"(?<!\w){re.escape(user)}(?!\w)" for user in sorted(users)))
-    for batch in lake.dataset(QUARANTINE).to_batches(columns=["table_name", "date", "row_json"]):
-        for row in batch.to_pylist():
-            try:
-                mentioned = _names_user(json.loads(row["row_json"]), users)
-            except ValueError:
-                mentioned = words.search(row["row_json"]) is not None
-            if mentioned:
-                found.append((row["table_name"], row["date"].isoformat(), row["row_json"]))
-    return found
-
-
-def _names_user(value: Any, users: set[str]) -> bool:
-    if isinstance(value, dict):
-        return str(value.get("user_id")) in users or any(_names_user(part, users) for part in value.values())
-    return isinstance(value, list) and any(_names_user(part, users) for part in value)
-
-
-def _row_predicates(rows: list[tuple[str, str, str]]) -> list[str]:
-    by_partition: dict[tuple[str, str], set[str]] = {}
-    for table, date, row in rows:
-        by_partition.setdefault((table, date), set()).add(row)
-    return [
-        f"table_name = {_quoted(table)} AND date = {_quoted(date)} AND row_json IN ({', '.join(map(_quoted, sorted(texts)))})"
-        for (table, date), texts in sorted(by_partition.items())
-    ]
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _drop_old_files(table: DeltaTable) -> None:
-    """Remove files and log entries of earlier versions: their rows, statistics and commit messages name users.
-
-    Steps keep notes in ``userMetadata`` (of which landings samples were made, say): these are committed again, oldest first,
-    before the entries that held them go.
-    """
-    retention = table.metadata().configuration.get(_LOG_RETENTION, "interval 30 days")
-    notes = dict.fromkeys(note for commit in table.history() if isinstance(note := commit.get("userMetadata"), str))
-    table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
-    table.alter.set_table_properties({_LOG_RETENTION: "interval 0 seconds"})
-    table.create_checkpoint()
-    for note in reversed(notes):
-        table.alter.set_table_properties(
-            {_LOG_RETENTION: "interval 0 seconds"}, commit_properties=CommitProperties(custom_metadata={"userMetadata": note})
-        )
-    table.cleanup_metadata()
-    table.alter.set_table_properties({_LOG_RETENTION: retention})

@@ -1,51 +1,58 @@
-"""Removes people from shards: data files, target masks and lifelong sidecars, and the manifests that name them."""
+"""Removes people from shards: data files, target masks and lifelong sidecars, and the manifests that name them.
 
-from collections.abc import Iterable
+A task a file; a manifest is replaced once its new files are there, and what no manifest names any more is removed at the end.
+"""
+
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_jobs.forget_files import Tasks
 from feature_jobs.shard_files import MANIFEST, clean, read_manifest, write_ipc, write_manifest, writer_lock
 from feature_jobs.shard_records import counts_of, targets_without_tokens
 from feature_jobs.shard_side_tables import keys_with_tokens
 from schemas.errors import BadInput
 from schemas.shards import stable_key
 
+_DAY_COUNTS = ("users", "requests", "events")
 
-def forget_in_shards(root: Path, users: Iterable[str]) -> dict[str, int]:
+
+def forget_in_shards(root: Path, users: pa.Array, tasks: Tasks) -> dict[str, int]:
     """Rewrite the files that hold any of ``users``; how many records were removed by kind.
 
-    Repeatable after a kill at any point: a manifest is replaced once its new files are there, and what no manifest names
-    any more is removed at the end. Only the users' buckets are read.
+    Repeatable after a kill at any point: what is left to do is seen from the files themselves. Only the users' buckets are
+    read.
     """
     removed = {"records": 0, "masks": 0, "lifelong": 0}
     if not root.is_dir():
         return removed
     with writer_lock(root):
-        job = _Forgetting(root, sorted(users))
+        job = _Forgetting(root, users, tasks)
         for path in sorted(root.glob(f"lifelong/*/{MANIFEST}")):
             job.refresh(path)
-        removed["lifelong"] = job.removed
         for path in sorted(root.glob(f"date=*/{MANIFEST}")):
             records, masks = job.day(path)
             removed["records"] += records
             removed["masks"] += masks
+        removed["lifelong"] = sum(fresh["removed"] for fresh in job.sidecars.values())
         clean(root)
     return removed
 
 
-def search_shards(root: Path, users: pa.Array) -> dict[str, int]:
+def search_shards(root: Path, users: pa.Array, tasks: Tasks) -> dict[str, int]:
     """Search the user column of every shard file: files, values searched, and how many of ``users`` were found."""
-    totals = {"files": 0, "values": 0, "found": 0}
-    for path in sorted(root.rglob("*.arrow")):
+
+    def work(path: Path) -> dict[str, Any]:
         table = read_shard(path)
-        if "user_id" in table.schema.names:
-            totals["files"] += 1
-            totals["values"] += len(table)
-            totals["found"] += pc.sum(pc.is_in(table["user_id"], value_set=users)).as_py() or 0
-    return totals
+        if "user_id" not in table.schema.names:
+            return {"files": 0, "values": 0, "found": 0}
+        return {"files": 1, "values": len(table), "found": pc.sum(pc.is_in(table["user_id"], value_set=users)).as_py() or 0}
+
+    reports = tasks.each(sorted(root.rglob("*.arrow")), work)
+    return {name: sum(report[name] for report in reports) for name in ("files", "values", "found")}
 
 
 def read_shard(path: Path) -> pa.Table:
@@ -57,86 +64,110 @@ def read_shard(path: Path) -> pa.Table:
 
 
 class _Forgetting:
-    def __init__(self, root: Path, users: list[str]) -> None:
-        self.removed = 0
+    def __init__(self, root: Path, users: pa.Array, tasks: Tasks) -> None:
+        self.sidecars: dict[Path, dict[str, Any]] = {}
         self._root = root
-        self._keys = [stable_key(user) for user in users]
-        self._users = pa.array(users, pa.string())
-        self._sidecars: dict[Path, dict[str, Any]] = {}
+        self._users = users
+        self._keys = np.array([stable_key(user) for user in users.to_pylist()], np.int64)
+        self._tasks = tasks
 
     def refresh(self, path: Path) -> None:
         """Rewrite one refresh's sidecars and manifest."""
         manifest = read_manifest(path) or {}
-        for entry in manifest["files"]:
-            entry |= self._sidecar(path.parent / entry["path"], entry)
-        write_manifest(path, manifest)
+        self._forget_in_sidecars([path.parent / entry["path"] for entry in manifest["files"]])
+        changed = [entry for entry in manifest["files"] if self._follow(entry, path.parent / entry["path"], path.parent)]
+        if changed:
+            write_manifest(path, manifest)
 
     def day(self, path: Path) -> tuple[int, int]:
         """Rewrite one day's data files, masks and manifests; records removed from data and from masks."""
         folder, manifest = path.parent, read_manifest(path) or {}
-        buckets = {key % manifest["user_buckets"] for key in self._keys}
+        users = self._by_bucket(manifest["user_buckets"])
+        affected = [entry for entry in manifest["files"] if entry["user_bucket"] in users]
         tokens = self._root / manifest["tokens"]["path"]
-        records, changed = 0, {}
-        for entry in manifest["files"]:
-            if entry["user_bucket"] not in buckets:
-                continue
-            table = read_shard(folder / entry["path"])
-            kept = self._without_users(table)
-            if len(kept) == len(table):
-                continue
-            known = keys_with_tokens(tokens)
-            before, after = (
-                counts_of(part) | {"targets_without_tokens": targets_without_tokens(part, known)} for part in (table, kept)
-            )
-            manifest["counts"] = {name: count - before[name] + after[name] for name, count in manifest["counts"].items()}
-            old = entry["sha256"]
-            entry |= _rewrite(folder / entry["path"], kept, compressed=True)
-            entry |= {name: after[name] for name in ("users", "requests", "events")}
-            changed[old] = entry["sha256"]
-            records += len(table) - len(kept)
-        for bucket, entry in manifest["lifelong"].items():
-            if int(bucket) in buckets:
-                sidecar = self._root / entry["path"]
-                fresh = self._sidecar(sidecar, entry)
-                entry |= {**{name: fresh[name] for name in ("bytes", "sha256")}}
-                entry["path"] = str((sidecar.parent / fresh["path"]).relative_to(self._root))
-        masks = {mask: read_manifest(mask) or {} for mask in folder.glob("targets-*.json")} if changed else {}
-        removed = sum(self._mask(folder, mask, changed, manifest["counts"]["targets"]) for mask in masks.values())
-        for mask_path in masks:
-            mask_path.unlink()  # never beside data of another order; if killed here, the mask is built anew
-        write_manifest(path, manifest)
-        for mask_path, mask in masks.items():
-            write_manifest(mask_path, mask)
-        return records, removed
+        reports = self._tasks.each(
+            [(folder / entry["path"], users[entry["user_bucket"]]) for entry in affected], lambda unit: _data_file(*unit, tokens)
+        )
+        for entry, report in zip(affected, reports, strict=True):
+            for name, count in report["lost"].items():
+                manifest["counts"][name] -= count
+            entry |= report["file"] | {name: entry[name] - report["lost"].get(name, 0) for name in _DAY_COUNTS}
+        refreshed = [entry for bucket, entry in manifest["lifelong"].items() if int(bucket) in users]
+        self._forget_in_sidecars([self._root / entry["path"] for entry in refreshed])
+        moved = [entry for entry in refreshed if self._follow(entry, self._root / entry["path"], self._root)]
+        removed = sum(report["removed"] for report in reports)
+        if removed or moved:
+            write_manifest(path, manifest)
+        data = {entry["user_bucket"]: entry["sha256"] for entry in manifest["files"]}
+        masks = sum(self._mask(mask, users, data, manifest["counts"]["targets"]) for mask in folder.glob("targets-*.json"))
+        return removed, masks
 
-    def _mask(self, folder: Path, mask: dict[str, Any], changed: dict[str, str], targets: int) -> int:
-        removed = kept_targets = 0
-        for entry in mask["files"]:
-            table = read_shard(folder / entry["path"])
-            kept = self._without_users(table)
-            if entry["data_sha256"] in changed:
-                entry |= _rewrite(folder / entry["path"], kept, compressed=True)
-                entry["data_sha256"] = changed[entry["data_sha256"]]
-            removed += len(table) - len(kept)
-            kept_targets += pc.sum(pc.list_flatten(kept["event_target"])).as_py() or 0
-        mask["counts"] = {"targets": kept_targets, "dropped": targets - kept_targets}
-        mask["counts_by_unit"] = {mask["unit"]: mask["counts"]}
+    def _mask(self, path: Path, users: dict[int, pa.Array], data: dict[int, str], targets: int) -> int:
+        """Rewrite a mask's files; how many records it lost. Until its manifest is, readers refuse it beside the new data."""
+        manifest = read_manifest(path) or {}
+        affected = [entry for entry in manifest["files"] if entry["user_bucket"] in users]
+        units = [(path.parent / entry["path"], users[entry["user_bucket"]]) for entry in affected]
+        reports = self._tasks.each(units, lambda unit: _mask_file(*unit))
+        for entry, report in zip(affected, reports, strict=True):
+            entry |= report["file"]
+            if report["removed"]:
+                entry["data_sha256"] = data[entry["user_bucket"]]
+        removed = sum(report["removed"] for report in reports)
+        if removed:
+            kept = manifest["counts"]["targets"] - sum(report["targets"] for report in reports)
+            manifest["counts"] = {"targets": kept, "dropped": targets - kept}
+            manifest["counts_by_unit"] = {manifest["unit"]: manifest["counts"]}
+            write_manifest(path, manifest)
         return removed
 
-    def _sidecar(self, path: Path, entry: dict[str, Any]) -> dict[str, Any]:
-        """The entry of a sidecar without the users: the file's own if it holds none of them."""
-        if path not in self._sidecars:
-            table = read_shard(path)
-            kept = self._without_users(table)
-            self.removed += len(table) - len(kept)
-            unchanged = {"path": path.name, "bytes": entry["bytes"], "sha256": entry["sha256"]}
-            fresh = unchanged if len(kept) == len(table) else _rewrite(path, kept, compressed=False)
-            self._sidecars[path] = {**fresh, "users": len(kept)}
-        return self._sidecars[path]
+    def _forget_in_sidecars(self, paths: list[Path]) -> None:
+        """Rewrite those not looked at yet."""
+        fresh = [path for path in paths if path not in self.sidecars]
+        reports = self._tasks.each(fresh, lambda path: _sidecar_file(path, self._users))
+        self.sidecars |= dict(zip(fresh, reports, strict=True))
 
-    def _without_users(self, table: pa.Table) -> pa.Table:
-        return table.filter(pc.invert(pc.is_in(table["user_id"], value_set=self._users)))
+    def _follow(self, entry: dict[str, Any], path: Path, relative_to: Path) -> bool:
+        """Make a manifest's entry name the rewritten sidecar; whether it was rewritten."""
+        report = self.sidecars[path]
+        if report["removed"]:
+            written = report["file"]
+            entry |= written | {"path": str((path.parent / written["path"]).relative_to(relative_to))}
+            if "users" in entry:
+                entry["users"] -= report["removed"]
+        return bool(report["removed"])
+
+    def _by_bucket(self, buckets: int) -> dict[int, pa.Array]:
+        of = self._keys % buckets
+        return {int(bucket): self._users.filter(pa.array(of == bucket)) for bucket in np.unique(of)}
 
 
-def _rewrite(path: Path, table: pa.Table, *, compressed: bool) -> dict[str, Any]:
+def _data_file(path: Path, users: pa.Array, tokens: Path) -> dict[str, Any]:
+    table = read_shard(path)
+    gone = pc.is_in(table["user_id"], value_set=users)
+    lost = table.filter(gone)
+    if not len(lost):
+        return {"removed": 0, "lost": {}, "file": {}}
+    counts = counts_of(lost) | {"targets_without_tokens": targets_without_tokens(lost, keys_with_tokens(tokens))}
+    return {"removed": len(lost), "lost": counts, "file": _rewritten(path, table.filter(pc.invert(gone)), compressed=True)}
+
+
+def _mask_file(path: Path, users: pa.Array) -> dict[str, Any]:
+    table = read_shard(path)
+    gone = pc.is_in(table["user_id"], value_set=users)
+    lost = table.filter(gone)
+    if not len(lost):
+        return {"removed": 0, "targets": 0, "file": {}}
+    targets = pc.sum(pc.list_flatten(lost["event_target"])).as_py() or 0
+    return {"removed": len(lost), "targets": targets, "file": _rewritten(path, table.filter(pc.invert(gone)), compressed=True)}
+
+
+def _sidecar_file(path: Path, users: pa.Array) -> dict[str, Any]:
+    table = read_shard(path)
+    gone = pc.is_in(table["user_id"], value_set=users)
+    removed = pc.sum(gone).as_py() or 0
+    file = _rewritten(path, table.filter(pc.invert(gone)), compressed=False) if removed else {}
+    return {"removed": removed, "file": file}
+
+
+def _rewritten(path: Path, table: pa.Table, *, compressed: bool) -> dict[str, Any]:
     return write_ipc(table, path.parent, path.name.rsplit("-", 1)[0], compressed=compressed)

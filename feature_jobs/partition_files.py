@@ -7,13 +7,15 @@ nothing refers to (``onerec lake vacuum`` removes them), and a reader sees all o
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from deltalake import CommitProperties
+from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
@@ -51,10 +53,7 @@ class PartitionFile:
         self._path = ""
 
     def write(self, rows: pa.Table) -> None:
-        """Append rows that have the table's columns but the partition's (more are left out), cast to their types.
-
-        A table with a user column expects rows in user order.
-        """
+        """Append rows that have the table's columns but the partition's (more are left out), cast to their types."""
         if not len(rows):
             return
         if self._writer is None:
@@ -68,7 +67,8 @@ class PartitionFile:
         for column, name in zip(columns, self._schema.names, strict=True):
             self._nulls[name] += column.null_count
         if "user_id" in self._nulls:
-            self._users = [*self._users[:1], rows["user_id"][0].as_py(), rows["user_id"][-1].as_py()]
+            bounds = pc.min_max(rows["user_id"]).as_py()
+            self._users = [min([*self._users[:1], bounds["min"]]), max([*self._users[1:], bounds["max"]])]
 
     def close(self) -> FileReport | None:
         """Finish the file; what the commit needs to know of it, or None if nothing was written."""
@@ -108,8 +108,10 @@ def commit_files(
 
     The commit is made on the newest version and on no other: if another process commits first, what to remove is looked
     up again, so that two runs of one step leave the files of one of them. No commit where nothing is added or removed.
-    ``read`` is a version and the partitions of it that the files were computed from: if those have other files by now,
-    or other processes commit without end, BadInput says so. ``note`` becomes the commit's ``userMetadata``.
+    ``replaced`` may also select single files, by ``path``. ``read`` is a version and the partitions (or files) of it that
+    ours were computed from. BadInput says so if those have changed by now, if files of ours were removed meanwhile (by
+    ``onerec forget``, which cannot tell them from those of a killed run), or if other processes commit without end.
+    ``note`` becomes the commit's ``userMetadata``.
     """
     added = [file for file in files if file is not None]
     adds = [
@@ -121,6 +123,7 @@ def commit_files(
         target = lake.open_table(table)
         if read and target.version() != read[0]:
             _check_unchanged(lake, table, read, target.version())
+        _check_present(lake, table, added)
         removes = _removals(live_files(target, table), replaced, table)
         if not adds and not removes:
             return
@@ -136,6 +139,27 @@ def commit_files(
         except CommitFailedError:
             continue
     raise BadInput(f"{lake.table_uri(table)}: other processes keep writing it; run this again when they have ended")
+
+
+CARRIED_NOTES = "onerecNotes"
+"""Key in a commit's metadata: a JSON list of the notes, newest first, of commits before it that ``onerec forget`` took off."""
+
+
+def commit_notes(opened: DeltaTable) -> Iterator[str]:
+    """The notes of a table's commits, newest first."""
+    for commit in opened.history():
+        note = commit.get("userMetadata")
+        if isinstance(note, str):
+            yield note
+        yield from json.loads(commit.get(CARRIED_NOTES) or "[]")
+
+
+def _check_present(lake: Lake, table: Table, added: Sequence[FileReport]) -> None:
+    filesystem, root = filesystem_of(lake.table_uri(table))
+    infos = filesystem.get_file_info([f"{root}/{file['path']}" for file in added])
+    missing = [info.path for info in infos if info.type is not pafs.FileType.File]
+    if missing:
+        raise BadInput(f"{min(missing)}: removed before it was committed, by `onerec forget` or a vacuum; run this again")
 
 
 def _removals(live: pa.Table, replaced: pads.Expression, table: Table) -> list[RemoveAction]:

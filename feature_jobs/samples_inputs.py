@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from feature_jobs.bucket_files import BucketFiles, bucket_files
+from feature_jobs.partition_files import commit_notes
 from feature_jobs.samples_labels import EVENT_COLUMNS
 from schemas.errors import BadInput
 from schemas.lake import Lake
@@ -84,9 +85,8 @@ def published_landings(lake: Lake, date: dt.date, version: int) -> list[dt.date]
 
     Read from the newest commit for the date. Rows written by another program carry no such note and raise BadInput.
     """
-    for commit in lake.open_table(DAILY_SAMPLES, version).history():
-        note = commit.get("userMetadata")
-        made = json.loads(note).get(SAMPLES_METADATA) if isinstance(note, str) and SAMPLES_METADATA in note else None
+    for note in commit_notes(lake.open_table(DAILY_SAMPLES, version)):
+        made = json.loads(note).get(SAMPLES_METADATA) if SAMPLES_METADATA in note else None
         if made and made["date"] == date.isoformat():
             return [dt.date.fromisoformat(text) for text in made["landings"]]
     if date in partition_dates(lake, DAILY_SAMPLES, version=version):

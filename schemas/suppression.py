@@ -4,12 +4,16 @@
 text followed by the user id's UTF-8 bytes: in Spark ``sha2(concat(lit(salt), user_id), 256)``.
 """
 
+import fcntl
 import hashlib
 import json
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from schemas.errors import BadInput
@@ -33,6 +37,15 @@ class Suppression:
     def __contains__(self, user_id: str) -> bool:
         return bool(self.hashes) and self.hash_of(user_id) in self.hashes
 
+    def mask(self, user_ids: pa.Array | pa.ChunkedArray) -> pa.Array:
+        """Which rows are theirs (bool, false for null). Each distinct id is hashed once, whatever the list's length."""
+        whole = user_ids.combine_chunks() if isinstance(user_ids, pa.ChunkedArray) else user_ids
+        if not self.hashes:
+            return pa.repeat(pa.scalar(False), len(whole))
+        encoded = whole.dictionary_encode()
+        listed = pa.array([user in self for user in encoded.dictionary.to_pylist()], pa.bool_())
+        return pc.fill_null(listed.take(encoded.indices), False)
+
 
 def suppressed_users(lake: Lake) -> Suppression:
     """The lake's list; empty where nobody was forgotten yet. Raises BadInput for a damaged file, never ignores it."""
@@ -54,10 +67,23 @@ def suppressed_users(lake: Lake) -> Suppression:
 
 
 def suppress(lake: Lake, user_ids: Iterable[str]) -> int:
-    """Add users to the list, atomically; how many were new."""
-    present = suppressed_users(lake)
-    grown = Suppression(present.salt or secrets.token_hex(16), present.hashes)
-    hashes = grown.hashes | {grown.hash_of(user) for user in user_ids}
-    body = {"version": 1, "salt": grown.salt, "hashes": sorted(hashes)}
-    write_atomically(lake.uri(SUPPRESSION_FILE), (json.dumps(body, indent=1) + "\n").encode())
+    """Add users to the list, atomically; how many were new. One process at a time, where the filesystem has locks."""
+    with _lock(lake):
+        present = suppressed_users(lake)
+        grown = Suppression(present.salt or secrets.token_hex(16), present.hashes)
+        hashes = grown.hashes | {grown.hash_of(user) for user in user_ids}
+        if len(hashes) > len(present.hashes):
+            body = {"version": 1, "salt": grown.salt, "hashes": sorted(hashes)}
+            write_atomically(lake.uri(SUPPRESSION_FILE), (json.dumps(body, indent=1) + "\n").encode())
     return len(hashes) - len(present.hashes)
+
+
+@contextmanager
+def _lock(lake: Lake) -> Iterator[None]:
+    filesystem, path = lake.filesystem(f".{SUPPRESSION_FILE}.lock")
+    if not isinstance(filesystem, pafs.LocalFileSystem):  # an object store has none: who wrote looks again (forget)
+        yield
+        return
+    with open(path, "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

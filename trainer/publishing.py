@@ -17,7 +17,7 @@ from schemas.registry import Artefact, Registry
 from schemas.runs import StepRun, TableCounts, step_run
 from tokenization.token_set import ITEMS_FILE, TRIE_FILE, publish_token_set, token_set_of
 from trainer.checkpoints import load_model, model_files
-from trainer.evaluation import EVALUATION_FILE, EXAMPLES_FILE
+from trainer.evaluation import EVALUATION_FILE
 from trainer.reward.files import REWARD_FILE, load_reward
 from trainer.training import PRETRAINED, RUN_FILE, training_folder
 
@@ -166,9 +166,7 @@ def _evaluated_model(lake: Lake, stage: str) -> tuple[dict[str, Any], dict[str, 
         raise BadInput(f"{evaluation_file}: no evaluation of ours (altered); run `onerec evaluate --stage {stage}` again")
     if not evaluation["gate"]["passed"]:
         raise GateFailed(f"{evaluation_file}: {'; '.join(evaluation['gate']['reasons'])}; nothing was published")
-    files = files | {RUN_FILE: run_file, EVALUATION_FILE: evaluation_file}
-    if (folder / EXAMPLES_FILE).is_file():
-        files[EXAMPLES_FILE] = folder / EXAMPLES_FILE
+    files = files | {RUN_FILE: run_file, EVALUATION_FILE: evaluation_file}  # not the examples: they show people
     return saved.metadata, files, evaluation
 
 

@@ -131,21 +131,40 @@ def shards(
 def forget(
     lake: LakeOption,
     users: Annotated[Path, typer.Option("--users", help="Text file, one user id a line.")],
+    master: MasterOption = None,
     set_: SetOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove people from every table, shard and quarantine row, keep them out, and prove it. Nothing else may write meanwhile."""
+    """Remove people from every table, shard and quarantine row, keep them out, prove it. Nothing else should write meanwhile."""
     from feature_jobs import forget as job
     from schemas.lake import open_lake
 
     opened, user_ids = open_lake(lake, set_), job.read_users(users)
+    spark = None
+    if master or job.bytes_to_search(opened) > job.SPARK_FROM_BYTES:
+        from feature_jobs.session import spark_session
+
+        spark = spark_session(master)
     if dry_run:
-        changes = {name: [f"{count} rows"] for name, count in job.rows_to_forget(opened, user_ids).items()}
+        changes = {name: [f"{count} rows"] for name, count in job.rows_to_forget(opened, user_ids, spark).items()}
         print_dry_run("forget", changes, as_json=as_json)
         return
-    report = job.run(opened, user_ids).to_json()
-    if not as_json:
-        for name, counts in report.pop("proof").items():
-            progress(f"searched {name}: {counts['files']} files, {counts['values']:,} rows, {counts['found']} found")
+    report = job.run(opened, user_ids, spark).to_json()
+    proof = None if as_json else report.pop("proof")
     print_report(report, as_json=as_json)
+    if proof:
+        _print_proof(len(user_ids), proof)
+
+
+def _print_proof(users: int, proof: dict[str, dict[str, int]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    view = Table("searched", title=f"proof: {users:,} users looked for in every file", title_justify="left")
+    for heading in ("live files", "other files", "values", "in the log", "found"):
+        view.add_column(heading, justify="right")
+    for name, counts in proof.items():
+        others, log = (str(counts.get(key, "")) for key in ("other_files", "log_mentions"))
+        view.add_row(name, f"{counts['files']:,}", others, f"{counts['values']:,}", log, f"[green]{counts['found']}[/]")
+    Console().print(view)

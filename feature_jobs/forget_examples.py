@@ -1,0 +1,52 @@
+"""Removes people from what evaluations show: ``examples.json`` beside a model, ``{"users": [{"user_id": …, …}, …], …}``."""
+
+import json
+from collections.abc import Set
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import BadInput
+from schemas.lake import Lake, write_atomically
+
+EXAMPLES = "examples.json"
+MAX_EXAMPLES_BYTES = 64 * 2**20
+
+
+def forget_in_examples(lake: Lake, users: Set[str]) -> int:
+    """Rewrite the examples below ``LAKE/training`` without these users; how many were removed.
+
+    Raises BadInput for a published model that shows them: what is published is never altered.
+    """
+    removed = 0
+    for path in sorted(lake.local_path("training").rglob(EXAMPLES)):
+        content = _read(path)
+        kept = [example for example in content["users"] if example.get("user_id") not in users]
+        if len(kept) < len(content["users"]):
+            removed += len(content["users"]) - len(kept)
+            write_atomically(str(path), (json.dumps(content | {"users": kept}, indent=1) + "\n").encode())
+    for path in sorted(lake.local_path("registry").rglob(EXAMPLES)):
+        if any(example.get("user_id") in users for example in _read(path)["users"]):
+            raise BadInput(
+                f"{path}: a published model shows some of these people; publish that model again (its examples are left out "
+                "now), remove this folder, and run this again"
+            )
+    return removed
+
+
+def search_examples(lake: Lake, users: Set[str]) -> dict[str, int]:
+    """Search the examples of every evaluation: files, examples looked at, and how many show one of ``users``."""
+    paths = [path for folder in ("training", "registry") for path in sorted(lake.local_path(folder).rglob(EXAMPLES))]
+    shown = [example.get("user_id") for path in paths for example in _read(path)["users"]]
+    return {"files": len(paths), "values": len(shown), "found": sum(user in users for user in shown)}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_EXAMPLES_BYTES:
+        raise BadInput(f"{path}: larger than {MAX_EXAMPLES_BYTES} bytes; not one of ours, remove it")
+    try:
+        content = json.loads(path.read_text())
+        if not all(isinstance(example, dict) for example in content["users"]):
+            raise TypeError("users that are no objects")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: not the examples of an evaluation of ours ({error}); remove it") from error
+    return dict(content)

@@ -1,0 +1,209 @@
+"""What a task of ``onerec forget`` does with the data files of one user bucket: search them, or write them without the users.
+
+A file is written anew beside the old one and belongs to no table until the driver commits it (``partition_files``).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from feature_jobs.bucket_files import live_files, relaxed, run_by_bucket
+from feature_jobs.forget_text import USER_COLUMN, Mentions
+from feature_jobs.partition_files import FileReport, PartitionFile, data_schema
+from schemas.errors import BadInput
+from schemas.lake import Lake, filesystem_of, first_line
+from schemas.shards import stable_key
+from schemas.tables import QUARANTINE, TABLES, Table
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+    from pyspark.sql import SparkSession
+
+Unit = TypeVar("Unit")
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Runs work on many units: each in a Spark task of its own or, without Spark, one after the other in this process."""
+
+    spark: "SparkSession | None"
+
+    def each(self, units: Sequence[Unit], work: Callable[[Unit], dict[str, Any]]) -> list[dict[str, Any]]:
+        """``work(unit)`` (small JSON) for each unit, in order."""
+        if self.spark is None:
+            return [work(unit) for unit in units]
+        return run_by_bucket(self.spark, range(len(units)), lambda index: work(units[index]))
+
+
+@dataclass(frozen=True)
+class People:
+    """The users to forget: ``ids`` (string, distinct), and the bucket of each (int64)."""
+
+    ids: pa.Array
+    buckets: np.ndarray
+
+    @classmethod
+    def of(cls, lake: Lake, users: Sequence[str]) -> "People":
+        """These users in a lake."""
+        count = lake.config.lake.user_buckets
+        return cls(pa.array(users, pa.string()), np.array([stable_key(user) % count for user in users], np.int64))
+
+    def of_bucket(self, bucket: int) -> "People":
+        """Those of one bucket."""
+        here = self.buckets == bucket
+        return People(self.ids.filter(pa.array(here)), self.buckets[here])
+
+    @cached_property
+    def mentions(self) -> Mentions:
+        """Looks for them in texts."""
+        return Mentions(self.ids.to_pylist())
+
+
+@dataclass(frozen=True)
+class FileGroup:
+    """Data files of a table that one task works on: those of a bucket, or one file where there are no buckets (None).
+
+    ``files`` are (path as the log has it, value of each partition column as Delta writes it).
+    """
+
+    bucket: int | None
+    files: tuple[tuple[str, dict[str, str]], ...]
+
+
+def file_groups(table: Table, files: Sequence[tuple[str, dict[str, str]]]) -> list[FileGroup]:
+    """Files by user bucket, or each by itself where the table has none."""
+    if "user_bucket" not in table.partition_by:
+        return [FileGroup(None, (file,)) for file in files]
+    by_bucket: dict[int, list[tuple[str, dict[str, str]]]] = {}
+    for path, partition in files:
+        by_bucket.setdefault(int(partition["user_bucket"]), []).append((path, partition))
+    return [FileGroup(bucket, tuple(of_bucket)) for bucket, of_bucket in sorted(by_bucket.items())]
+
+
+def live(opened: "DeltaTable", table: Table) -> list[tuple[str, dict[str, str]]]:
+    """Live files of an opened table with their partitions, in path order."""
+    rows = live_files(opened, table).to_pylist()
+    return sorted((row["path"], {name: str(row[name]) for name in table.partition_by}) for row in rows)
+
+
+def unnamed(lake: Lake, opened: "DeltaTable", table: Table) -> list[tuple[str, dict[str, str]]]:
+    """Parquet files below a table that its newest version does not name: of older versions, of runs that were killed."""
+    filesystem, root = lake.filesystem(table.name)
+    named = {unquote(path) for path, _ in live(opened, table)}
+    found = []
+    for info in filesystem.get_file_info(pafs.FileSelector(root, recursive=True)):
+        path = info.path[len(root) + 1 :]
+        if info.type is pafs.FileType.File and path.endswith(".parquet") and not path.startswith("_") and path not in named:
+            values = dict(part.split("=", 1) for part in path.split("/")[:-1] if "=" in part)
+            if values.keys() == set(table.partition_by):
+                found.append((path, {name: unquote(values[name]) for name in table.partition_by}))
+    return sorted(found)
+
+
+def search(lake: Lake, table: Table, people: People, group: FileGroup) -> dict[str, Any]:
+    """Look for the people in each file's user column (quarantine: in its raw rows).
+
+    Returns ``values`` searched, how many are ``found``, the paths they were found ``in`` and those that are ``unreadable``.
+    """
+    looks = {path: _read(lake, table, path, [_searched(table)]) for path, _ in group.files}
+    unreadable = [path for path, rows in looks.items() if rows is None]
+    columns = {path: rows.column(0) for path, rows in looks.items() if rows is not None}
+    found_in: dict[str, int] = {}
+    if table is QUARANTINE:
+        partitions = dict(group.files)
+        for path, texts in columns.items():
+            found_in[path] = pc.sum(_mentioning(texts, partitions[path], people)).as_py() or 0
+    elif columns:
+        present = pa.chunked_array([chunk.unique() for chunk in columns.values()], pa.string()).unique()
+        there = present.filter(pc.is_in(present, value_set=people.ids))  # the long list is hashed once a task
+        found_in = {path: pc.sum(pc.is_in(users, value_set=there)).as_py() or 0 for path, users in columns.items()}
+    return {
+        "values": sum(map(len, columns.values())),
+        "found": sum(found_in.values()),
+        "in": sorted(path for path, count in found_in.items() if count),
+        "unreadable": unreadable,
+    }
+
+
+def rewrite(lake: Lake, table: Table, people: People, group: FileGroup) -> dict[str, Any]:
+    """Write those of the files that hold some of the people without them.
+
+    Returns the paths ``replaced``, the ``files`` written instead (one that would be empty is not) and the rows ``removed``.
+    Raises BadInput naming a file that is missing or damaged.
+    """
+    result: dict[str, Any] = {"replaced": [], "files": [], "removed": 0}
+    of_group = people if group.bucket is None else people.of_bucket(group.bucket)
+    if not len(of_group.ids):
+        return result
+    for path, partition in group.files:
+        column = _read(lake, table, path, [_searched(table)])
+        if column is None:
+            _, root = lake.filesystem(table.name)
+            raise BadInput(f"{root}/{unquote(path)}: missing or damaged; restore it, or run the step that writes it")
+        gone = _theirs(table, column.column(0), partition, of_group)
+        removed = pc.sum(gone).as_py() or 0
+        if removed:
+            result["replaced"].append(path)
+            result["files"].append(_without(lake, table, path, partition, gone))
+            result["removed"] += removed
+    return result
+
+
+def _searched(table: Table) -> str:
+    return "row_json" if table is QUARANTINE else USER_COLUMN
+
+
+def _theirs(table: Table, column: pa.ChunkedArray, partition: dict[str, str], people: People) -> pa.ChunkedArray | pa.Array:
+    if table is QUARANTINE:
+        return _mentioning(column, partition, people)
+    return pc.is_in(column, value_set=people.ids)
+
+
+def _mentioning(texts: pa.ChunkedArray, partition: dict[str, str], people: People) -> pa.Array:
+    meant = TABLES.get(partition["table_name"])
+    of_users = meant is None or USER_COLUMN in meant.schema.names
+    return pa.array([people.mentions.in_row(text, of_users=of_users) for text in texts.to_pylist()], pa.bool_())
+
+
+def _read(lake: Lake, table: Table, path: str, columns: list[str]) -> pa.Table | None:
+    """Columns of a file, or None if it cannot be read."""
+    filesystem, root = filesystem_of(lake.table_uri(table))
+    try:
+        with filesystem.open_input_file(f"{root}/{unquote(path)}") as stream:
+            return pq.ParquetFile(stream).read(columns=columns)
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def _without(
+    lake: Lake, table: Table, path: str, partition: dict[str, str], gone: pa.ChunkedArray | pa.Array
+) -> FileReport | None:
+    """Copy a file row group by row group, less the rows of which ``gone`` (bool, one a row) is true."""
+    schema = pa.schema([relaxed(column) for column in data_schema(table)])
+    filesystem, root = filesystem_of(lake.table_uri(table))
+    written = PartitionFile(lake, table, partition)
+    done = 0
+    try:
+        with filesystem.open_input_file(f"{root}/{unquote(path)}") as stream:
+            file = pq.ParquetFile(stream)
+            present = [name for name in schema.names if name in file.schema_arrow.names]
+            for number in range(file.num_row_groups):
+                rows = file.read_row_group(number, columns=present)
+                kept = rows.filter(pc.invert(gone.slice(done, len(rows))))
+                done += len(rows)
+                for column in schema:
+                    if column.name not in present:
+                        kept = kept.append_column(column, pa.nulls(len(kept), column.type))
+                written.write(kept.select(schema.names).cast(schema))
+    except (OSError, pa.ArrowException) as error:
+        written.discard()
+        raise BadInput(f"{root}/{unquote(path)}: damaged ({first_line(error)}); restore it") from error
+    return written.close()
