@@ -1,41 +1,65 @@
 """The ingest step: read a landing day, judge its rows, and publish items, users, quarantine and, last, events."""
 
 import datetime as dt
+import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
 from pyspark import StorageLevel
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from feature_jobs.ingest.landing import LANDED_TABLES, Landing, LandingFile
-from feature_jobs.ingest.publish import append_once, replace_events, replace_rejected
-from feature_jobs.ingest.rules import add_unknown_items, judge_events, judge_items, judge_users
-from feature_jobs.ingest.sources import input_columns, read_source, unreadable_files_named
+from feature_jobs.bucket_files import bucket_files, live_files
+from feature_jobs.ingest.bucket import BucketTask, publish_bucket, publish_rejected
+from feature_jobs.ingest.catalogue import DUPLICATE, FORGOTTEN, KEPT, append_once, judged_frame, with_fates, without_forgotten
+from feature_jobs.ingest.catalogue import REJECTED as REJECTED_FATE
+from feature_jobs.ingest.judging import REJECTED
+from feature_jobs.ingest.landing import LANDED_TABLES, Landing
+from feature_jobs.ingest.rules import Bounds
+from feature_jobs.ingest.shuffle import Dealing, KnownItems, dealt, work_on_groups
+from feature_jobs.ingest.sources import Source, look_at
+from feature_jobs.item_versions import item_versions
+from feature_jobs.partition_files import FileReport, commit_files
 from feature_jobs.session import table_failures_named
 from schemas.errors import GateFailed
 from schemas.lake import Lake
 from schemas.runs import StepRun, TableCounts, step_run
 from schemas.suppression import Suppression, suppressed_users
-from schemas.tables import EVENTS, ITEMS, USERS, Table
-
-KEPT, DUPLICATE, REJECTED, FORGOTTEN = "kept", "duplicate", "rejected", "forgotten"
+from schemas.tables import EVENTS, ITEMS, QUARANTINE, USERS, Table
 
 
 @dataclass
-class Judged:
-    """A landing table's rows with ``_fate`` (kept, duplicate, rejected, forgotten), and how many of each, once counted."""
+class Landed:
+    """What became of a landing table's rows: ``fates`` counts them, ``rejected`` are the files of its quarantined ones.
+
+    Of items and users ``rows`` has those to append (``_fate`` kept). Of events ``files`` are written and not committed,
+    ``rewritten`` are the paths of the files that they replace besides the landing's own, ``dates`` the days they are of.
+    """
 
     table: Table
-    rows: DataFrame
     fates: dict[str, int] = field(default_factory=dict)
-    days: set[dt.date] = field(default_factory=set)
+    reasons: dict[str, int] = field(default_factory=dict)
+    rejected: list[FileReport] = field(default_factory=list)
+    rows: DataFrame | None = None
+    files: list[FileReport] = field(default_factory=list)
+    rewritten: list[str] = field(default_factory=list)
+    dates: set[dt.date] = field(default_factory=set)
+    displaced: int = 0
+
+    def add(self, fate: str, number: int) -> None:
+        """Count rows."""
+        self.fates[fate] = self.fates.get(fate, 0) + number
 
     @property
     def counts(self) -> TableCounts:
         """Row accounting, if everything kept is published."""
-        kept, rejected = self.fates.get(KEPT, 0), self.fates.get(REJECTED, 0)
+        kept, rejected = self.fates.get(KEPT, 0), self.fates.get(REJECTED_FATE, 0)
         dropped = {fate: self.fates[fate] for fate in (DUPLICATE, FORGOTTEN) if self.fates.get(fate)}
         return TableCounts(kept + rejected + sum(dropped.values()), kept, rejected, dropped)
 
@@ -48,171 +72,166 @@ def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> Ste
     events, items and users are as before, and quarantine shows the rejected rows.
     """
     files = {table.name: landing.files(table, date) for table in LANDED_TABLES}
-    every_file = [file for some in files.values() for file in some]
     with step_run(lake, "ingest", date) as step, ExitStack() as caches:
         caches.enter_context(table_failures_named())
-        caches.enter_context(unreadable_files_named(landing, every_file))
         pinned = {table.name: step.reads(lake, table) for table in LANDED_TABLES}
-        judged, unknown = _judge(spark, lake, landing, date, files, pinned)
-        for part in judged:
-            part.rows = caches.enter_context(_cached(part.rows))
-        _count(judged)
-        rejected_rows = _rejected_rows(judged, date)
-        any_rejected = any(part.counts.rows_quarantined for part in judged)
-        reasons = _reasons_counted(rejected_rows) if any_rejected else {}
-        step.extra = {"unknown_columns": unknown, "quarantine_reasons": reasons}
-        refusal = _refusal(landing, judged, date, lake.config.ingest.quarantine_limit)
+        cores = spark.sparkContext.defaultParallelism
+        sources = {table.name: look_at(landing, table, files[table.name], cores) for table in LANDED_TABLES}
+        catalogue = _Catalogue(spark, lake, landing, date, caches)
+        items, users = (catalogue.landed(sources[table.name], pinned[table.name]) for table in (ITEMS, USERS))
+        events = _events(spark, lake, landing, date, sources[EVENTS.name], pinned, _keys(items))
+        landed = [items, users, events]
+        step.extra = {
+            "unknown_columns": {file: names for source in sources.values() for file, names in source.unknown.items()},
+            "quarantine_reasons": {part.table.name: _most_frequent_first(part.reasons) for part in landed if part.reasons},
+        }
+        refusal = _refusal(landing, landed, date, lake.config.ingest.quarantine_limit)
         if refusal:
-            replace_rejected(lake, date, LANDED_TABLES, rejected_rows, any_rows=any_rejected)
-            for part in judged:
+            _discard(lake, events.files)
+            _quarantine(lake, date, landed)
+            for part in landed:
                 step.table(part.table, _unpublished(part.counts))
             raise GateFailed(refusal)
-        items, users, events = judged
-        for part in (items, users):
-            if part.counts.rows_out:
-                append_once(lake, part.table, pinned[part.table.name], part.rows.filter(F.col("_fate") == KEPT))
+        _publish(lake, date, landed, pinned)
+        for part in landed:
             step.table(part.table, part.counts)
-        replace_rejected(lake, date, LANDED_TABLES, rejected_rows, any_rows=any_rejected)
-        _publish_events(spark, lake, step, events, date, pinned[EVENTS.name], caches)
+        step.extra |= {
+            "dates": [day.isoformat() for day in sorted(events.dates)],
+            "later_duplicates_removed": events.displaced,
+        }
     return step
 
 
-def _judge(
-    spark: SparkSession,
-    lake: Lake,
-    landing: Landing,
-    date: dt.date,
-    files: dict[str, list[LandingFile]],
-    pinned: dict[str, int],
-) -> tuple[list[Judged], dict[str, list[str]]]:
-    """Items, users and events with their fates (lazily), and the unknown columns by file."""
-    sources = {table.name: read_source(spark, landing, table, files[table.name]) for table in LANDED_TABLES}
-    unknown = {file: names for source in sources.values() for file, names in source.unknown.items()}
+@dataclass(frozen=True)
+class _Catalogue:
+    """Items and users of a landing, on their way into their tables."""
 
-    def published(table: Table) -> DataFrame:
-        return read_version(spark, lake, table, pinned[table.name])
+    spark: SparkSession
+    lake: Lake
+    landing: Landing
+    date: dt.date
+    caches: ExitStack
 
-    items = judge_items(sources[ITEMS.name].frame, date, lake.config, landing.uri)
-    items = _without_published(with_fates(items, ITEMS, ITEMS.key), published(ITEMS), ITEMS.key)
-    users = judge_users(sources[USERS.name].frame, date)
-    users = _without_published(with_fates(users, USERS, USERS.key), published(USERS), USERS.key)
-    landed_items = items.filter(F.col("_fate") == KEPT).select("item_id")
-    known = published(ITEMS).select("item_id").union(landed_items).distinct()
-    events = add_unknown_items(judge_events(sources[EVENTS.name].frame, date, lake.config), known)
-    events = with_fates(events, EVENTS, ("impression_id",))
-    suppression = suppressed_users(lake)
-    users, events = (without_forgotten(spark, rows, suppression) for rows in (users, events))
-    return [Judged(ITEMS, items), Judged(USERS, users), Judged(EVENTS, events)], unknown
+    def landed(self, source: Source, pinned: int) -> Landed:
+        """Judge a table's rows and count their fates; its rejected rows are written beside ``quarantine``."""
+        landed = Landed(source.table)
+        if not source.tasks:
+            return landed
+        suppression = suppressed_users(self.lake)
+        published = self.spark.read.format("delta").option("versionAsOf", pinned).load(self.lake.table_uri(source.table))
+        judged = judged_frame(self.spark, self.landing, source, self.date, self.lake.config)
+        rows = with_fates(judged, published, source.table)
+        if source.table is USERS:
+            rows = without_forgotten(self.spark, rows, suppression)
+        rows = rows.persist(StorageLevel.MEMORY_AND_DISK)
+        self.caches.callback(rows.unpersist)
+        for fate, number in rows.groupBy("_fate").count().collect():
+            landed.add(fate, number)
+        if landed.fates.get(REJECTED_FATE):
+            self._write_rejected(rows, landed)
+        landed.rows = rows.filter(F.col("_fate") == KEPT)
+        return landed
 
-
-def read_version(spark: SparkSession, lake: Lake, table: Table, version: int) -> DataFrame:
-    """A table as of a version."""
-    return spark.read.format("delta").option("versionAsOf", version).load(lake.table_uri(table))
-
-
-def with_fates(rows: DataFrame, table: Table, key: tuple[str, ...]) -> DataFrame:
-    """Add ``_fate``: rejected with a reason; of the others, the first of each key is kept and the rest are duplicates.
-
-    First is by the key, then by time, then by all columns in the table's order (nulls first), so that rows that tie are
-    equal and the order of the files doesn't matter. ``_row`` stays only where quarantine needs it.
-    """
-    good = F.size("_reasons") == 0
-    # a rejected row has no key to be grouped by: its own text spreads it over the partitions
-    group = [F.when(good, F.col(name)) for name in key] + [F.when(~good, F.xxhash64("_row"))]
-    order = [_orderable(column) for column in _total_order(table)]
-    place = F.row_number().over(Window.partitionBy(*group).orderBy(*order))
-    fate = F.when(~good, REJECTED).when(place == 1, KEPT).otherwise(DUPLICATE)
-    return rows.withColumn("_fate", fate).withColumn("_row", F.when(~good, F.col("_row")))
-
-
-def without_forgotten(spark: SparkSession, rows: DataFrame, suppression: Suppression) -> DataFrame:
-    """People who were forgotten (``onerec forget``): their rows are neither published nor quarantined, whatever is wrong."""
-    if not suppression.hashes:
-        return rows
-    listed = spark.createDataFrame([(value,) for value in sorted(suppression.hashes)], "_hash string")
-    hashed = rows.withColumn("_hash", F.sha2(F.concat(F.lit(suppression.salt), "user_id"), 256))
-    found = hashed.join(F.broadcast(listed.withColumn("_forgotten", F.lit(True))), "_hash", "left")
-    fate = F.when(F.col("_forgotten"), FORGOTTEN).otherwise(F.col("_fate"))
-    return found.withColumn("_fate", fate).drop("_hash", "_forgotten")
-
-
-def _total_order(table: Table) -> list[str]:
-    """Input columns, times first for events."""
-    names = [column.name for column in input_columns(table)]
-    times = ["request_ts", "ts", "observed_ts"] if table is EVENTS else []
-    return times + [name for name in names if name not in times]
-
-
-def _orderable(name: str) -> Column:
-    return F.col(name).asc_nulls_first()
-
-
-def _without_published(rows: DataFrame, published: DataFrame, key: tuple[str, ...]) -> DataFrame:
-    """Rows whose key the table already has are duplicates: versions and snapshots never change once published."""
-    there = published.select(*key).withColumn("_there", F.lit(True))
-    repeated = F.col("_there").isNotNull() & (F.col("_fate") == KEPT)
-    fate = F.when(repeated, DUPLICATE).otherwise(F.col("_fate"))
-    return rows.join(there, list(key), "left").withColumn("_fate", fate).drop("_there")
-
-
-@contextmanager
-def _cached(rows: DataFrame) -> Iterator[DataFrame]:
-    cached = rows.persist(StorageLevel.MEMORY_AND_DISK)
-    try:
-        yield cached
-    finally:
-        cached.unpersist()
-
-
-def _count(judged: list[Judged]) -> None:
-    """Fill in fates and days, by one action over all tables."""
-    parts = []
-    for number, part in enumerate(judged):
-        day = F.col("date") if part.table is EVENTS else F.lit(None).cast("date")
-        columns = [F.lit(number).alias("part"), F.col("_fate").alias("fate"), F.when(F.col("_fate") == KEPT, day).alias("day")]
-        parts.append(part.rows.select(*columns).groupBy("part", "fate", "day").count())
-    every = parts[0]
-    for other in parts[1:]:
-        every = every.union(other)
-    for row in every.collect():
-        part = judged[row["part"]]
-        part.fates[row["fate"]] = part.fates.get(row["fate"], 0) + row["count"]
-        if row["day"] is not None:
-            part.days.add(row["day"])
-
-
-def _rejected_rows(judged: list[Judged], date: dt.date) -> DataFrame:
-    """Rows of quarantine."""
-    parts = [
-        part.rows.filter(F.col("_fate") == REJECTED).select(
-            F.lit(part.table.name).alias("table_name"),
-            F.lit(date).alias("date"),
-            F.col("_row").alias("row_json"),
-            F.col("_reasons").alias("reasons"),
-            F.col("_file").alias("source_file"),
+    def _write_rejected(self, rows: DataFrame, landed: Landed) -> None:
+        """Spark's partitions as they are: a file each."""
+        lake, table, date, nobody = self.lake, landed.table, self.date, Suppression("", frozenset())
+        owner = F.col("user_id") if table is USERS else F.lit(None).cast("string").alias("user_id")
+        rejected = rows.filter(F.col("_fate") == REJECTED_FATE).select(
+            F.col("_row").alias("row_json"), F.col("_reasons").alias("reasons"), F.col("_file").alias("source_file"), owner
         )
-        for part in judged
-    ]
-    every = parts[0]
-    for other in parts[1:]:
-        every = every.unionByName(other)
-    return every
+
+        def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            some = pa.Table.from_batches(batches, pa.schema([field.with_nullable(True) for field in REJECTED]))
+            if len(some):
+                yield pa.RecordBatch.from_pydict({"report": [publish_rejected(lake, table, date, nobody, some)]})
+
+        for row in rejected.mapInArrow(write, "report string").collect():
+            _add_rejected(landed, json.loads(row["report"]))
 
 
-def _reasons_counted(rejected_rows: DataFrame) -> dict[str, dict[str, int]]:
-    """How often each reason occurs (without what was found), by table; the most frequent first."""
-    reasons = rejected_rows.select("table_name", F.explode("reasons").alias("reason"))
-    bare = F.regexp_replace("reason", r"(?s) \(found .*", "").alias("reason")
-    counted = reasons.select("table_name", bare).groupBy("table_name", "reason").count().collect()
-    result: dict[str, dict[str, int]] = {}
-    for row in sorted(counted, key=lambda row: (row["table_name"], -row["count"], row["reason"])):
-        result.setdefault(row["table_name"], {})[row["reason"]] = row["count"]
-    return result
+def _add_rejected(landed: Landed, report: dict[str, Any]) -> None:
+    landed.rejected += report["files"]
+    for reason, number in report["reasons"].items():
+        landed.reasons[reason] = landed.reasons.get(reason, 0) + number
 
 
-def _refusal(landing: Landing, judged: list[Judged], date: dt.date, limit: float) -> str | None:
+def _keys(items: Landed) -> np.ndarray:
+    """``stable_key`` of the landing's own items (int64, sorted), as Spark computes it."""
+    if items.rows is None:
+        return np.empty(0, np.int64)
+    keys = items.rows.select(F.xxhash64("item_id").alias("key")).distinct().toArrow()
+    return np.sort(keys["key"].to_numpy())
+
+
+def _events(
+    spark: SparkSession, lake: Lake, landing: Landing, date: dt.date, source: Source, pinned: dict[str, int], keys: np.ndarray
+) -> Landed:
+    """Judge the events, deal them to their buckets, and write each bucket's, not yet committed."""
+    suppression = suppressed_users(lake)
+    buckets = lake.config.lake.user_buckets
+    known = KnownItems(item_versions(lake, pinned[ITEMS.name]), keys)
+    dealing = Dealing(landing, source, known, Bounds.of(date, lake.config), suppression, buckets)
+    days = [date - dt.timedelta(days=offset) for offset in range(lake.config.ingest.max_late_days + 1)]
+    others = bucket_files(lake, EVENTS, pinned[EVENTS.name], pads.field("date").isin(days) & (pads.field("landing_date") != date))
+    task = BucketTask(lake, date, dt.datetime.now(dt.UTC), others, suppression)
+
+    def work(group: int, rows: pa.Table) -> str:
+        if group < buckets:
+            return publish_bucket(task, group, rows)
+        return publish_rejected(lake, EVENTS, date, suppression, rows)
+
+    landed = Landed(EVENTS)
+    for report in map(json.loads, work_on_groups(dealt(spark, dealing), work)):
+        if "bucket" not in report:
+            _add_rejected(landed, report)
+            landed.add(REJECTED_FATE, report["rejected"])
+            landed.add(FORGOTTEN, report["forgotten"])
+            continue
+        landed.add(KEPT, report["kept"])
+        for fate, number in report["dropped"].items():
+            landed.add(fate, number)
+        landed.files += report["files"]
+        landed.rewritten += report["rewritten"]
+        landed.dates |= {dt.date.fromisoformat(day) for day in report["dates"]}
+        landed.displaced += report["displaced"]
+    return landed
+
+
+def _publish(lake: Lake, date: dt.date, landed: list[Landed], pinned: dict[str, int]) -> None:
+    """Commit everything, events last."""
+    for part in landed:
+        if part.rows is not None and part.counts.rows_out:
+            append_once(lake, part.table, pinned[part.table.name], part.rows)
+    _quarantine(lake, date, landed)
+    events = landed[-1]
+    paths = {unquote(path): path for path in live_files(lake.open_table(EVENTS, pinned[EVENTS.name]), EVENTS)["path"].to_pylist()}
+    others = (pads.field("landing_date") != date) & pads.field("date").isin(pa.array(sorted(events.dates), pa.date32()))
+    rewritten = pa.array([paths[path] for path in events.rewritten], pa.string())
+    replaced = (pads.field("landing_date") == date) | pads.field("path").isin(rewritten)
+    commit_files(lake, EVENTS, events.files, replaced, read=(pinned[EVENTS.name], others))
+
+
+def _quarantine(lake: Lake, date: dt.date, landed: list[Landed]) -> None:
+    """Make the rejected rows the landing's quarantined ones of its three tables."""
+    names = [part.table.name for part in landed]
+    replaced = (pads.field("date") == date) & pads.field("table_name").isin(names)
+    commit_files(lake, QUARANTINE, [file for part in landed for file in part.rejected], replaced)
+
+
+def _discard(lake: Lake, files: list[FileReport]) -> None:
+    """Remove files that will not be committed."""
+    filesystem, root = lake.filesystem(EVENTS.name)
+    for file in files:
+        filesystem.delete_file(f"{root}/{file['path']}")
+
+
+def _most_frequent_first(reasons: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def _refusal(landing: Landing, landed: list[Landed], date: dt.date, limit: float) -> str | None:
     """Why nothing may be published, or None."""
-    for part in judged:
+    for part in landed:
         counts = part.counts
         if counts.rows_quarantined > limit * counts.rows_in:
             share = counts.rows_quarantined / counts.rows_in
@@ -227,44 +246,3 @@ def _refusal(landing: Landing, judged: list[Judged], date: dt.date, limit: float
 def _unpublished(counts: TableCounts) -> TableCounts:
     held_back = counts.rows_out
     return TableCounts(counts.rows_in, 0, counts.rows_quarantined, {**counts.rows_dropped, "held back by the gate": held_back})
-
-
-def _publish_events(
-    spark: SparkSession, lake: Lake, step: StepRun, events: Judged, date: dt.date, version: int, caches: ExitStack
-) -> None:
-    """Publish the landing's events; of an impression that several landings bring, the earliest landing's row stays."""
-    kept = events.rows.filter(F.col("_fate") == KEPT).drop("_fate", "_reasons", "_row", "_file", "_dated")
-    bucket = F.pmod(F.xxhash64("user_id"), F.lit(lake.config.lake.user_buckets)).cast("int")
-    rows = kept.withColumns({"ingested_at": F.lit(dt.datetime.now(dt.UTC)), "landing_date": F.lit(date), "user_bucket": bucket})
-    repeated, displaced, rewritten = 0, 0, set[dt.date]()
-    if _other_landings(lake, version, date, events.days):
-        published = read_version(spark, lake, EVENTS, version).filter(F.col("date").isin(sorted(events.days)))
-        others = published.filter(F.col("landing_date") != F.lit(date))
-        claims = others.select("impression_id", "date", "landing_date").join(kept.select("impression_id"), "impression_id")
-        claims = caches.enter_context(_cached(claims))
-        earlier = F.col("landing_date") < F.lit(date)
-        found = claims.agg(
-            F.count_distinct(F.when(earlier, F.col("impression_id"))).alias("repeated"),
-            F.count(F.when(~earlier, F.lit(1))).alias("displaced"),
-            F.collect_set(F.when(~earlier, F.col("date"))).alias("rewritten"),
-        ).collect()[0]
-        repeated, displaced, rewritten = found["repeated"], found["displaced"], set(found["rewritten"])
-        rows = rows.join(claims.filter(earlier).select("impression_id"), "impression_id", "left_anti")
-        if rewritten:
-            later = published.filter((F.col("landing_date") > F.lit(date)) & F.col("date").isin(sorted(rewritten)))
-            rows = rows.unionByName(later.join(claims.filter(~earlier), ["impression_id", "date", "landing_date"], "left_anti"))
-    counts = events.counts
-    dropped = counts.rows_dropped | ({DUPLICATE: counts.rows_dropped.get(DUPLICATE, 0) + repeated} if repeated else {})
-    replace_events(lake, date, rows, rewritten)
-    step.table(
-        EVENTS,
-        TableCounts(counts.rows_in, counts.rows_out - repeated, counts.rows_quarantined, dropped),
-    )
-    step.extra |= {"dates": [day.isoformat() for day in sorted(events.days)], "later_duplicates_removed": displaced}
-
-
-def _other_landings(lake: Lake, version: int, date: dt.date, days: set[dt.date]) -> bool:
-    """True if another landing has events on these days (looks at partition values only)."""
-    touched = {day.isoformat() for day in days}
-    partitions = lake.open_table(EVENTS, version).partitions()
-    return any(part["date"] in touched and part["landing_date"] != date.isoformat() for part in partitions)

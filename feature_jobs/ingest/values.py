@@ -1,125 +1,250 @@
-"""Reads one value of a row: from the text of JSON or CSV, or from a Parquet column that already has its type.
+"""Reads one column of a block of rows into its type: from text (JSON, CSV), or from a Parquet column of whatever type.
 
 Every kind of column says what it accepts; anything else is no value and a reason. Values are judged by their text, so a
-row gives the same result in each of the three formats: ``"like": 1``, ``true`` and ``"true"`` are one thing.
+row gives the same result in each of the three formats: ``"like": 1``, ``true`` and ``"true"`` are one thing. Columns that
+have their type already are taken as they are; texts are parsed once for each distinct text.
 """
 
-from dataclasses import dataclass
+import datetime as dt
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from pyspark.sql import Column
-from pyspark.sql import functions as F
+import pyarrow.compute as pc
 
 MAX_ID_CHARACTERS = 512
 MAX_TEXT_CHARACTERS = 1_000_000
 _SHOWN_CHARACTERS = 100
-_TIMESTAMP = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-]\d{2}:\d{2})?\z"
-_OFFSET = r"(Z|[+-]\d{2}:\d{2})\z"
-
-SPARK_TYPES = {
-    pa.string(): "string",
-    pa.int64(): "bigint",
-    pa.bool_(): "boolean",
-    pa.date32(): "date",
-    pa.timestamp("us", tz="UTC"): "timestamp",
-    pa.list_(pa.string()): "array<string>",
-}
+_INTEGER = re.compile(r"([+-]?[0-9]+)(\.0+)?")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)?", re.ASCII)
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_LARGEST_OFFSET = dt.timedelta(hours=18)
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+TEXTS = pa.list_(pa.string())
 
 
-@dataclass(frozen=True)
-class Reading:
-    """``value`` in the column's type (null if absent or wrong) and ``reason``, null if nothing is wrong."""
+class Reasons:
+    """What is wrong with the rows of a block, in the order in which it was found."""
 
-    value: Column
-    reason: Column
+    def __init__(self) -> None:
+        self._of: dict[int, list[str]] = {}
+
+    def add(self, rows: Sequence[int], texts: Sequence[str]) -> None:
+        """One reason for each of some rows."""
+        for row, text in zip(rows, texts, strict=True):
+            self._of.setdefault(row, []).append(text)
+
+    def only(self, row: int, text: str) -> None:
+        """The row's single reason, whatever else was found."""
+        self._of[row] = [text]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows that have a reason (int64, ascending)."""
+        return np.array(sorted(self._of), np.int64)
+
+    def of(self, rows: np.ndarray) -> list[list[str]]:
+        """The reasons of rows that have some."""
+        return [self._of[row] for row in rows.tolist()]
 
 
-def found(text: Column) -> Column:
+def found(text: str) -> str:
     """The end of a reason: what stood there, shortened."""
-    return F.concat(F.lit(" (found "), F.substring(text, 1, _SHOWN_CHARACTERS), F.lit(")"))
+    return f" (found {text[:_SHOWN_CHARACTERS]})"
 
 
-def read_value(column: pa.Field, source: Column, source_type: str, *, required: bool) -> Reading:
-    """Read ``column`` from ``source``, whose Spark type is ``source_type`` (``string`` for JSON and CSV)."""
-    target = SPARK_TYPES[column.type]
-    text = as_text(source, source_type)
-    if source_type == target and target != "string":
-        value, wrong = source, F.lit(None).cast("string")
-    else:
-        value, wrong = _READERS[target](text)
-    if target == "string":
-        wrong = _text_reason(column.name, value)
-    if target == "array<string>":
-        wrong = F.coalesce(wrong, F.when(F.exists(value, lambda entry: entry.isNull()), F.lit("a list with a null in it")))
-    reason = F.concat(F.lit(f"{column.name}: "), wrong, found(text))
-    if required:
-        reason = F.when(text.isNull(), F.lit(f"{column.name}: missing")).otherwise(reason)
-    return Reading(value, reason)
+def read_column(column: pa.Field, source: pa.Array, reasons: Reasons, *, required: bool) -> pa.Array:
+    """The values of ``column`` (in its type, null where absent or wrong) that ``source``, of any type, holds."""
+    source = _plain(source)
+    if required and source.null_count:
+        missing = np.flatnonzero(source.is_null())
+        reasons.add(missing.tolist(), [f"{column.name}: missing"] * len(missing))
+    if column.type == pa.string():
+        return _read_text(column.name, source if source.type == pa.string() else as_texts(source), reasons)
+    if column.type == TEXTS and source.type == TEXTS:
+        return _without_null_entries(column.name, source, reasons)
+    typed = _typed(column.type, source)
+    if typed is not None:
+        return typed
+    return _parsed(column, source if source.type == pa.string() else as_texts(source), reasons)
 
 
-def as_text(source: Column, source_type: str) -> Column:
-    """A column of any type as the text that JSON or CSV would hold."""
-    if source_type == "string":
+def _plain(source: pa.Array) -> pa.Array:
+    """Dictionaries decoded, large and view types as the plain ones."""
+    kind = source.type
+    if pa.types.is_dictionary(kind):
+        return _plain(source.dictionary_decode())
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return source.cast(pa.string())
+    if pa.types.is_large_list(kind) and pa.types.is_string(kind.value_type):
+        return source.cast(TEXTS)
+    return source
+
+
+def _typed(target: pa.DataType, source: pa.Array) -> pa.Array | None:
+    """The column where its type leaves nothing to judge, else None."""
+    kind = source.type
+    if kind == target:
         return source
-    if source_type.startswith(("array", "struct", "map")):
-        return F.to_json(source)
-    if source_type in ("double", "float"):  # a column of whole numbers with gaps often arrives as floats: 4.5E7 is 45000000
-        whole = (F.abs(source) < 2.0**53) & (source % 1 == 0)
-        return F.when(whole, F.when(whole, source).cast("bigint").cast("string")).otherwise(source.cast("string"))
-    return F.make_valid_utf8(source.cast("string"))
+    if target == pa.int64() and pa.types.is_integer(kind) and kind != pa.uint64():
+        return source.cast(pa.int64())
+    if target == TIMESTAMP and pa.types.is_timestamp(kind) and kind.unit != "ns":
+        return source.cast(pa.timestamp(kind.unit, tz="UTC")).cast(TIMESTAMP)
+    if pa.types.is_null(kind):
+        return pa.nulls(len(source), target)
+    if target == TIMESTAMP and kind == pa.string():
+        return _usual_timestamps(source)
+    return None
 
 
-def _text_reason(name: str, value: Column) -> Column:
-    if not name.endswith("_id"):
-        return F.when(F.length(value) > MAX_TEXT_CHARACTERS, F.lit(f"longer than {MAX_TEXT_CHARACTERS} characters"))
-    return F.when(F.trim(value) == "", F.lit("empty")).when(
-        F.length(value) > MAX_ID_CHARACTERS, F.lit(f"longer than {MAX_ID_CHARACTERS} characters")
-    )
+def _usual_timestamps(texts: pa.Array) -> pa.Array | None:
+    """Texts that all look like 2026-01-31T12:00:00[.123456]Z, parsed at once; None if any does not.
+
+    Arrow's parser takes shorter forms too (a day alone), which the length rules out, and none that ours refuses.
+    """
+    lengths = pc.binary_length(texts)
+    bounds = pc.min_max(lengths).as_py()
+    if bounds["min"] is None:
+        return pa.nulls(len(texts), TIMESTAMP)
+    if bounds["min"] < len("2026-01-31T12:00:00Z") or bounds["max"] > len("2026-01-31T12:00:00.123456Z"):
+        return None
+    if not pc.all(pc.ends_with(texts, "Z")).as_py():
+        return None
+    try:
+        return texts.cast(TIMESTAMP)
+    except pa.ArrowInvalid:
+        return None
 
 
-def _if_none(value: Column, text: Column, wrong: str) -> Column:
-    return F.when(value.isNull() & text.isNotNull(), F.lit(wrong))
+def as_texts(source: pa.Array) -> pa.Array:
+    """A column of any type as the text that JSON or CSV would hold."""
+    kind = source.type
+    if pa.types.is_nested(kind):
+        return pa.array([None if value is None else json_text(value) for value in source.to_pylist()], pa.string())
+    if pa.types.is_floating(kind):  # a column of whole numbers with gaps often arrives as floats: 4.5E7 is 45000000
+        return pa.array([None if value is None else _number_text(value) for value in source.to_pylist()], pa.string())
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        values = source.to_pylist()
+        return pa.array([None if value is None else value.decode(errors="replace") for value in values], pa.string())
+    return source.cast(pa.string())
 
 
-def _read_text(text: Column) -> tuple[Column, Column]:
-    return text, F.lit(None).cast("string")
+def json_text(value: Any) -> str:
+    """A nested value as compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
-def _read_integer(text: Column) -> tuple[Column, Column]:
+def _number_text(value: float) -> str:
+    return str(int(value)) if abs(value) < 2.0**53 and value % 1 == 0 else str(value)
+
+
+def _read_text(name: str, values: pa.Array, reasons: Reasons) -> pa.Array:
+    longest = pc.max(pc.binary_length(values)).as_py() or 0  # bytes: never fewer than characters
+    limit = MAX_ID_CHARACTERS if name.endswith("_id") else MAX_TEXT_CHARACTERS
+    if name.endswith("_id") and _any_blank(values):
+        rows = np.flatnonzero(pc.fill_null(pc.equal(pc.utf8_trim(values, " "), ""), False))
+        texts = values.take(pa.array(rows)).to_pylist()
+        reasons.add(rows.tolist(), [f"{name}: empty{found(text)}" for text in texts])
+    if longest > limit:
+        rows = np.flatnonzero(pc.fill_null(pc.greater(pc.utf8_length(values), limit), False))
+        texts = values.take(pa.array(rows)).to_pylist()
+        reasons.add(rows.tolist(), [f"{name}: longer than {limit} characters{found(text)}" for text in texts])
+    return values
+
+
+def _any_blank(values: pa.Array) -> bool:
+    """Whether a text is empty or begins with a space: only those can be nothing but spaces."""
+    shortest = pc.min(pc.binary_length(values)).as_py()
+    return shortest == 0 or bool(pc.any(pc.starts_with(values, " ")).as_py())
+
+
+def _without_null_entries(name: str, lists: pa.Array, reasons: Reasons) -> pa.Array:
+    entries = lists.flatten()
+    if not entries.null_count:
+        return lists
+    rows = np.unique(pc.list_parent_indices(lists).filter(entries.is_null()).to_numpy())
+    texts = [json_text(value) for value in lists.take(pa.array(rows)).to_pylist()]
+    reasons.add(rows.tolist(), [f"{name}: a list with a null in it{found(text)}" for text in texts])
+    return lists
+
+
+def _parsed(column: pa.Field, texts: pa.Array, reasons: Reasons) -> pa.Array:
+    """Texts parsed one distinct text at a time."""
+    parse, wrong = _PARSERS[column.type]
+    encoded = texts.dictionary_encode()
+    distinct = encoded.dictionary.to_pylist()
+    parsed = [parse(text) for text in distinct]
+    values = pa.array([value for value, _ in parsed], column.type).take(encoded.indices)
+    bad = pa.array([reason for _, reason in parsed], pa.string()).take(encoded.indices)
+    rows = np.flatnonzero(bad.is_valid())
+    if len(rows):
+        what = bad.take(pa.array(rows)).to_pylist()
+        shown = texts.take(pa.array(rows)).to_pylist()
+        reasons.add(
+            rows.tolist(), [f"{column.name}: {reason or wrong}{found(text)}" for reason, text in zip(what, shown, strict=True)]
+        )
+    return values
+
+
+Parsed = tuple[Any, str | None]
+"""The value (None if there is none) and, if the text is wrong, why ("" for the kind's usual reason)."""
+
+
+def _integer(text: str) -> Parsed:
     # "12.0" is a whole number: writers that keep missing integers as floats produce it
-    digits = F.when(text.rlike(r"^[+-]?\d+(\.0+)?\z"), F.regexp_extract(text, r"^[+-]?\d+", 0))
-    value = digits.try_cast("bigint")
-    return value, _if_none(value, text, "not a whole number of 64 bits")
+    match = _INTEGER.fullmatch(text)
+    if match and len(match[1]) < 4000 and -(1 << 63) <= (value := int(match[1])) < 1 << 63:
+        return value, None
+    return None, ""
 
 
-def _read_boolean(text: Column) -> tuple[Column, Column]:
-    lowered = F.lower(text)
-    value = F.when(lowered.isin("true", "1"), F.lit(True)).when(lowered.isin("false", "0"), F.lit(False))
-    return value, _if_none(value, text, "not true or false")
+def _boolean(text: str) -> Parsed:
+    value = _BOOLEANS.get(text.lower())
+    return value, None if value is not None else ""
 
 
-def _read_date(text: Column) -> tuple[Column, Column]:
-    value = F.when(text.rlike(r"^\d{4}-\d{2}-\d{2}\z"), text).try_cast("date")
-    return value, _if_none(value, text, "not a date like 2026-01-31")
+def _date(text: str) -> Parsed:
+    try:
+        return (dt.date.fromisoformat(text), None) if _DATE.fullmatch(text) else (None, "")
+    except ValueError:
+        return None, ""
 
 
-def _read_timestamp(text: Column) -> tuple[Column, Column]:
-    upper = F.upper(text)
-    with_offset = F.when(upper.rlike(_OFFSET), upper).otherwise(F.concat(upper, F.lit("Z")))
-    value = F.when(upper.rlike(_TIMESTAMP), with_offset).try_cast("timestamp")
-    return value, _if_none(value, text, "not a timestamp like 2026-01-31T12:00:00Z")
+def _timestamp(text: str) -> Parsed:
+    match = _TIMESTAMP.fullmatch(text)
+    if not match:
+        return None, ""
+    offset = (match[4] or "Z").upper().replace("Z", "+00:00")
+    try:
+        moment = dt.datetime.fromisoformat(f"{match[1]}T{match[2]}{offset}")
+    except ValueError:
+        return None, ""
+    if abs(moment.utcoffset() or dt.timedelta()) > _LARGEST_OFFSET:
+        return None, ""
+    seconds = (moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(seconds=1)
+    return seconds * 1_000_000 + int(((match[3] or "") + "000000")[:6]), None
 
 
-def _read_list(text: Column) -> tuple[Column, Column]:
-    value = F.when(F.ltrim(text).startswith("["), F.from_json(text, "array<string>"))
-    return value, _if_none(value, text, "not a JSON array of texts")
+def _list(text: str) -> Parsed:
+    try:
+        value = json.loads(text, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError):
+        return None, ""
+    if not isinstance(value, list):
+        return None, ""
+    if None in value:
+        return None, "a list with a null in it"
+    return [entry if isinstance(entry, str) else json_text(entry) for entry in value], None
 
 
-_READERS = {
-    "string": _read_text,
-    "bigint": _read_integer,
-    "boolean": _read_boolean,
-    "date": _read_date,
-    "timestamp": _read_timestamp,
-    "array<string>": _read_list,
+_PARSERS: dict[pa.DataType, tuple[Callable[[str], Parsed], str]] = {
+    pa.int64(): (_integer, "not a whole number of 64 bits"),
+    pa.bool_(): (_boolean, "not true or false"),
+    pa.date32(): (_date, "not a date like 2026-01-31"),
+    TIMESTAMP: (_timestamp, "not a timestamp like 2026-01-31T12:00:00Z"),
+    TEXTS: (_list, "not a JSON array of texts"),
 }

@@ -40,22 +40,24 @@ class Expected:
                 bad.append(tuple(sorted(reasons)))
             else:
                 good.append(event)
-        first: dict[str, dict[str, Any]] = {}
+        first: dict[tuple[str, str], dict[str, Any]] = {}
         for event in sorted(good, key=_order):
-            first.setdefault(event["impression_id"], event)
-        days = {event["date"] for event in first.values()}
-        others = [event for event in self.events if event["landing_date"] != date and event["date"] in days]
-        earlier = {event["impression_id"] for event in others if event["landing_date"] < date}
-        kept = [event | {"landing_date": date} for name, event in first.items() if name not in earlier]
-        ours = {event["impression_id"] for event in kept}
+            first.setdefault((event["user_id"], event["impression_id"]), event)
+        earlier = {_grain(event) for event in self.events if event["landing_date"] < date}
+        kept = [event | {"landing_date": date} for event in first.values() if _grain(event) not in earlier]
+        ours = {_grain(event) for event in kept}
         self.events = [
             event
             for event in self.events
-            if event["landing_date"] != date
-            and not (event["landing_date"] > date and event["date"] in days and event["impression_id"] in ours)
+            if event["landing_date"] != date and not (event["landing_date"] > date and _grain(event) in ours)
         ] + kept
         self.quarantine[date] = bad
         self.dropped[date] = len(good) - len(kept)
+
+
+def _grain(event: dict[str, Any]) -> tuple[Any, ...]:
+    """What is one impression: of a user, on a day."""
+    return event["date"], event["user_id"], event["impression_id"]
 
 
 def judge(row: Any, date: dt.date, config: Config, items: set[str]) -> tuple[dict[str, Any], list[str]]:

@@ -132,7 +132,7 @@ def test_items_and_users_are_appended_once_and_a_killed_run_is_finished(
     _write(root, "items", [{"item_id": "j", "valid_from": f"{DAY}T00:00:00Z"}], day=DAY)
     _write(root, "users", [{"user_id": "u", "date": "2026-01-30", "gender": "f"}])
     with monkeypatch.context() as patch:
-        patch.setattr(job, "replace_events", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(job, "commit_files", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             _run(spark, lake, root)
     assert [lake.read(table).num_rows for table in (ITEMS, USERS, EVENTS)] == [2, 1, 0], "events come last"
@@ -182,7 +182,7 @@ def test_rows_of_people_who_were_forgotten_are_dropped_and_counted(spark: Any, m
 
 @pytest.mark.slow
 def test_a_table_that_was_written_meanwhile_is_not_appended_to(spark: Any, make_lake: MakeLake, tmp_path: Path) -> None:
-    from feature_jobs.ingest.publish import append_once
+    from feature_jobs.ingest.catalogue import append_once
     from tests.lake_rows import utc, write_rows
 
     lake = make_lake()

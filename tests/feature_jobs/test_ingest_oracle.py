@@ -135,7 +135,7 @@ def _events(lake: Lake) -> list[dict[str, Any]]:
             if name != "ingested_at"
         }
         rows.append(row)
-    return sorted(rows, key=lambda row: (row["impression_id"], row["date"]))
+    return sorted(rows, key=lambda row: (row["user_id"], row["impression_id"], row["date"]))
 
 
 def _micros(moment: dt.datetime) -> int:
@@ -154,7 +154,7 @@ def _expected_events(expected: Expected) -> list[dict[str, Any]]:
     rows = [
         {name: str(value) if isinstance(value, CsvText) else value for name, value in event.items()} for event in expected.events
     ]
-    return sorted(rows, key=lambda row: (row["impression_id"], row["date"]))
+    return sorted(rows, key=lambda row: (row["user_id"], row["impression_id"], row["date"]))
 
 
 @pytest.fixture(scope="module")
@@ -215,8 +215,8 @@ def test_the_order_of_landings_does_not_matter_and_a_rerun_changes_nothing(
     reports = [job.run(spark, lake, landing, day) for day in reversed(DAYS)]
     assert _events(lake) == _expected_events(_reference(zone[1], DAYS[::-1]))
     assert sum(report.extra["later_duplicates_removed"] for report in reports) > 0
-    owners = {(row["impression_id"], row["date"]): row["landing_date"] for row in _events(lake)}
-    assert len(owners) == len(_events(lake)), "a day has an impression once"
+    owners = {(row["user_id"], row["impression_id"], row["date"]): row["landing_date"] for row in _events(lake)}
+    assert len(owners) == len(_events(lake)), "a user's day has an impression once"
     before = _events(lake), _quarantine(lake)
     job.run(spark, lake, landing, DAYS[1])
     assert (_events(lake), _quarantine(lake)) == before

@@ -1,0 +1,197 @@
+"""One bucket's share of a landing: deduplicated, ordered by user and time, written beside ``events``, not yet committed."""
+
+import datetime as dt
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_jobs.bucket_events import sample_ids
+from feature_jobs.bucket_files import BucketFiles
+from feature_jobs.ingest.catalogue import DUPLICATE, FORGOTTEN
+from feature_jobs.ingest.sources import input_columns
+from feature_jobs.partition_files import FileReport, PartitionFile, data_schema
+from feature_jobs.user_state_arrays import flat, integers
+from schemas.lake import Lake
+from schemas.suppression import Suppression
+from schemas.tables import EVENTS, QUARANTINE, Table
+
+_TIMES = ("request_ts", "ts", "observed_ts")
+_KEYS = pa.schema([("user_id", pa.string()), ("impression_id", pa.string())])
+_EPOCH = dt.date(1970, 1, 1)
+ROW_GROUP_ROWS = 131_072
+
+
+@dataclass(frozen=True)
+class BucketTask:
+    """What every bucket's task of a landing knows. ``others`` are the files of other landings on the days it may touch."""
+
+    lake: Lake
+    landing_date: dt.date
+    ingested_at: dt.datetime
+    others: BucketFiles
+    suppression: Suppression
+
+    @property
+    def others_dates(self) -> set[dt.date]:
+        """Days on which another landing has events."""
+        return {partition["date"] for partition in self.others.partitions.values()}
+
+
+@dataclass
+class BucketReport:
+    """What a bucket's task did, by number of rows, and the files that it wrote. ``rewritten`` are paths of files that new ones
+    replace: a later landing lost impressions to this earlier one. JSON holds the same."""
+
+    bucket: int
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    displaced: int = 0
+    files: list[FileReport] = field(default_factory=list)
+    rewritten: list[str] = field(default_factory=list)
+    dates: list[str] = field(default_factory=list)
+
+
+def publish_bucket(task: BucketTask, bucket: int, rows: pa.Table) -> str:
+    """Write a bucket's rows (LANDED, any order); the BucketReport as JSON."""
+    report = BucketReport(bucket)
+    rows = rows.combine_chunks()
+    rows, report.dropped[FORGOTTEN] = without_forgotten(rows, task.suppression)
+    rows, report.dropped[DUPLICATE] = without_repeated(rows)
+    keys = sample_ids(rows["user_id"], rows["impression_id"]).to_numpy()
+    repeated = _settle(task, bucket, rows, keys, report)
+    if repeated.any():
+        rows = rows.filter(pa.array(~repeated))
+        report.dropped[DUPLICATE] += int(repeated.sum())
+    report.kept = len(rows)
+    for date, part in by_date(rows.take(pa.array(event_order(rows)))):
+        report.dates.append(date.isoformat())
+        report.files += _written(task.lake, bucket, date, task.landing_date, _stamped(part, task.ingested_at))
+    return json.dumps(asdict(report))
+
+
+def without_forgotten(rows: pa.Table, suppression: Suppression) -> tuple[pa.Table, int]:
+    """Rows without those of people who were forgotten (``onerec forget``), and how many those were."""
+    if not suppression.hashes:
+        return rows, 0
+    users = pc.unique(flat(rows["user_id"])).to_pylist()
+    listed = pa.array([user for user in users if user is not None and user in suppression], pa.string())
+    kept = pc.invert(pc.is_in(rows["user_id"], value_set=listed))
+    return rows.filter(kept), len(rows) - (pc.sum(kept).as_py() or 0)
+
+
+def without_repeated(rows: pa.Table) -> tuple[pa.Table, int]:
+    """Rows with each (user, impression) once: the first by time, then by all columns in the table's order (nulls first), so
+    that rows that tie are equal and the order of the files does not matter; and how many were left out."""
+    keys = sample_ids(rows["user_id"], rows["impression_id"]).to_numpy()
+    order = np.argsort(keys, kind="stable")
+    same = keys[order[1:]] == keys[order[:-1]]
+    if not same.any():
+        return rows, 0
+    several = order[np.append(same, False) | np.append(False, same)]
+    first: dict[tuple[str, str], tuple[Any, int]] = {}
+    names = [*_TIMES, *(column.name for column in input_columns(EVENTS) if column.name not in _TIMES)]
+    some = rows.take(pa.array(several)).select(names)
+    for row, values in zip(several.tolist(), _rows(some), strict=True):
+        key = (values["user_id"], values["impression_id"])
+        place = tuple(_orderable(values[name]) for name in names)
+        if key not in first or place < first[key][0]:
+            first[key] = (place, row)
+    kept = np.ones(len(rows), bool)
+    kept[several] = False
+    kept[[row for _, row in first.values()]] = True
+    return rows.filter(pa.array(kept)), int((~kept).sum())
+
+
+def _rows(rows: pa.Table) -> list[dict[str, Any]]:
+    whole = [rows[name].cast(pa.int64()) if pa.types.is_timestamp(rows[name].type) else rows[name] for name in rows.column_names]
+    found: list[dict[str, Any]] = pa.table(whole, names=rows.column_names).to_pylist()
+    return found
+
+
+def _orderable(value: Any) -> tuple[bool, Any]:
+    return (value is not None, value.encode() if isinstance(value, str) else value)
+
+
+def _settle(task: BucketTask, bucket: int, rows: pa.Table, keys: np.ndarray, report: BucketReport) -> np.ndarray:
+    """Which rows an earlier landing has on the same day (bool). A later landing's are taken out of its file."""
+    repeated = np.zeros(len(rows), bool)
+    dates = integers(rows["date"])
+    of_date = {date: np.flatnonzero(dates == (date - _EPOCH).days) for date in task.others_dates}
+    paths = task.others.paths.get(bucket, ())
+    for path in sorted(paths, key=lambda path: task.others.partitions[path]["landing_date"]):  # the earlier ones first
+        partition = task.others.partitions[path]
+        of_day = of_date[partition["date"]]
+        if not len(of_day):
+            continue
+        published = task.others.read_file(path, _KEYS)
+        theirs = sample_ids(published["user_id"], published["impression_id"]).to_numpy()
+        if partition["landing_date"] < task.landing_date:
+            repeated[of_day] |= np.isin(keys[of_day], theirs)
+        elif (lost := np.isin(theirs, keys[of_day[~repeated[of_day]]])).any():
+            report.displaced += int(lost.sum())
+            report.rewritten.append(path)
+            rest = task.others.read_file(path, data_schema(EVENTS)).filter(pa.array(~lost))
+            report.files += _written(task.lake, bucket, partition["date"], partition["landing_date"], rest)
+    return repeated
+
+
+def event_order(rows: pa.Table) -> np.ndarray:
+    """The order of rows in a file: by date, user (UTF-8 bytes), request_ts, ts, impression_id."""
+    encoded = flat(rows["user_id"]).dictionary_encode()
+    rank = np.empty(len(encoded.dictionary), np.int32)
+    rank[pc.sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(encoded.dictionary), dtype=np.int32)
+    keys = [integers(rows["ts"]), integers(rows["request_ts"]), rank[encoded.indices.to_numpy()], integers(rows["date"])]
+    order = np.lexsort(keys)
+    tied = np.logical_and.reduce([key[order[1:]] == key[order[:-1]] for key in keys])
+    if tied.any():
+        group = np.cumsum(np.append(True, ~tied))
+        several = np.flatnonzero(np.append(tied, False) | np.append(False, tied))
+        names = rows["impression_id"].take(pa.array(order[several])).to_pylist()
+        places = sorted(range(len(several)), key=lambda place: (group[several[place]], names[place].encode()))
+        order[several] = order[several[places]]
+    return order
+
+
+def by_date(rows: pa.Table) -> Iterator[tuple[dt.date, pa.Table]]:
+    """Rows that are in the order of their dates, a date at a time."""
+    dates = integers(rows["date"])
+    for number in np.unique(dates).tolist():
+        start, end = np.searchsorted(dates, [number, number + 1])
+        yield _EPOCH + dt.timedelta(days=number), rows.slice(start, end - start)
+
+
+def _stamped(rows: pa.Table, moment: dt.datetime) -> pa.Table:
+    column = EVENTS.schema.field("ingested_at")
+    return rows.append_column(column, pa.repeat(pa.scalar(moment, column.type), len(rows)))
+
+
+def _written(lake: Lake, bucket: int, date: dt.date, landing_date: dt.date, rows: pa.Table) -> list[FileReport]:
+    partition = {"date": date.isoformat(), "landing_date": landing_date.isoformat(), "user_bucket": str(bucket)}
+    return write_whole(PartitionFile(lake, EVENTS, partition), rows)
+
+
+def write_whole(file: PartitionFile, rows: pa.Table) -> list[FileReport]:
+    """Write rows as a file in row groups; its report, if there are any rows."""
+    for start in range(0, len(rows), ROW_GROUP_ROWS):
+        file.write(rows.slice(start, ROW_GROUP_ROWS))
+    report = file.close()
+    return [] if report is None else [report]
+
+
+def publish_rejected(lake: Lake, table: Table, landing_date: dt.date, suppression: Suppression, rows: pa.Table) -> str:
+    """Write rejected rows (REJECTED) beside ``quarantine``; as JSON, how many, why, how many of forgotten people, the file."""
+    rows, forgotten = without_forgotten(rows, suppression)
+    reasons: Counter[str] = Counter()
+    for bare in pc.split_pattern(pc.list_flatten(rows["reasons"]), " (found ", max_splits=1).to_pylist():
+        reasons[bare[0]] += 1
+    names = pa.repeat(pa.scalar(table.name), len(rows))
+    quarantined = rows.drop_columns(["user_id"]).append_column("table_name", names)
+    file = PartitionFile(lake, QUARANTINE, {"table_name": table.name, "date": landing_date.isoformat()})
+    files = write_whole(file, quarantined)
+    return json.dumps({"rejected": len(rows), "reasons": reasons, "forgotten": forgotten, "files": files})

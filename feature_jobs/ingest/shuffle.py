@@ -1,0 +1,137 @@
+"""Events dealt to their user buckets: Spark's shuffle of a few large rows, each a block of Arrow rows of one bucket.
+
+A row of Spark's for every impression would be converted twice between Python's columns and the JVM's rows. Here a task
+judges its files in Arrow, sorts what it read by bucket and hands over one compressed block a bucket: Spark moves, spills
+and, where a machine is lost, recomputes them as it does any row.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from feature_jobs.ingest.judging import judged_blocks
+from feature_jobs.ingest.landing import Landing
+from feature_jobs.ingest.rules import Bounds, Columns, judge_events
+from feature_jobs.ingest.sources import Source, input_columns
+from feature_jobs.ingest.values import Reasons
+from feature_jobs.item_versions import ItemVersions
+from schemas.shards import stable_key
+from schemas.suppression import Suppression
+from schemas.tables import EVENTS
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+LANDED = pa.schema([*(column.with_nullable(True) for column in input_columns(EVENTS)), pa.field("date", pa.date32())])
+"""Good events on their way to a bucket."""
+PACKED = "group int, block binary"
+ROWS_AT_ONCE = 1 << 20
+"""Rows that are sorted by bucket together: more make larger blocks, and need more memory."""
+BUCKETS_A_REJECTING_GROUP = 64
+
+
+@dataclass(frozen=True)
+class KnownItems:
+    """Items that a catalogue row knows: of the published table, or of this landing (keys: int64, sorted)."""
+
+    published: ItemVersions
+    landed: np.ndarray
+
+    def __call__(self, items: pa.Array) -> np.ndarray:
+        """Whether each item is known (bool; False for null)."""
+        return self.published.known(items, self.landed)
+
+
+@dataclass(frozen=True)
+class Dealing:
+    """What a task needs to judge events and deal them to ``buckets`` groups, and rejected rows to ``rejecting`` more."""
+
+    landing: Landing
+    source: Source
+    known: KnownItems
+    bounds: Bounds
+    suppression: Suppression
+    buckets: int
+
+    @property
+    def rejecting(self) -> int:
+        """Groups that take rejected rows."""
+        return 1 + self.buckets // BUCKETS_A_REJECTING_GROUP
+
+
+def dealt(spark: "SparkSession", dealing: Dealing) -> "DataFrame":
+    """PACKED rows, partitioned by group: groups 0 … buckets − 1 hold LANDED rows, the others REJECTED rows."""
+    tasks = len(dealing.source.tasks)
+
+    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                yield from _deal(dealing, number)
+
+    packed = spark.range(0, tasks, 1, max(tasks, 1)).mapInArrow(work, PACKED)
+    return packed.repartitionById(dealing.buckets + dealing.rejecting, packed["group"])
+
+
+def _deal(dealing: Dealing, number: int) -> Iterator[pa.RecordBatch]:
+    def rules(columns: Columns, _: bool, reasons: Reasons) -> Columns:
+        return judge_events(columns, dealing.known, dealing.bounds, reasons)
+
+    waiting: list[pa.Table] = []
+    rejected: list[pa.Table] = []
+    for judged in judged_blocks(dealing.landing, EVENTS, dealing.source.tasks[number], rules):
+        waiting.append(judged.good.select(LANDED.names).cast(LANDED))
+        if len(judged.rejected):
+            rejected.append(judged.rejected)
+        if sum(map(len, waiting)) >= ROWS_AT_ONCE:
+            yield from by_bucket(pa.concat_tables(waiting), dealing.buckets)
+            waiting = []
+    if waiting:
+        yield from by_bucket(pa.concat_tables(waiting), dealing.buckets)
+    if rejected:
+        yield packed(dealing.buckets + number % dealing.rejecting, pa.concat_tables(rejected))
+
+
+def by_bucket(rows: pa.Table, buckets: int) -> Iterator[pa.RecordBatch]:
+    """The rows of each bucket that has some, packed."""
+    users = rows["user_id"].combine_chunks().dictionary_encode()
+    bucket_of = np.array([stable_key(user) % buckets for user in users.dictionary.to_pylist()], np.int32)
+    bucket = bucket_of[users.indices.to_numpy()].astype(np.min_scalar_type(buckets))
+    order = np.argsort(bucket, kind="stable")
+    ordered = rows.take(pa.array(order))
+    bounds = np.searchsorted(bucket[order], np.arange(buckets + 1))
+    for number in np.flatnonzero(np.diff(bounds)).tolist():
+        yield packed(number, ordered.slice(bounds[number], bounds[number + 1] - bounds[number]))
+
+
+def packed(group: int, rows: pa.Table) -> pa.RecordBatch:
+    """One PACKED row."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        writer.write_table(rows)
+    return pa.RecordBatch.from_arrays(
+        [pa.array([group], pa.int32()), pa.array([sink.getvalue().to_pybytes()], pa.binary())], ["group", "block"]
+    )
+
+
+def unpacked(batches: Iterator[pa.RecordBatch]) -> tuple[int | None, pa.Table | None]:
+    """The group of a partition and its rows together; (None, None) for a partition without any."""
+    group, tables = None, []
+    for batch in batches:
+        for number, block in zip(batch.column(0).to_pylist(), batch.column(1), strict=True):
+            group = number
+            tables.append(pa.ipc.open_stream(block.as_buffer()).read_all())
+    return group, pa.concat_tables(tables) if tables else None
+
+
+def work_on_groups(frame: "DataFrame", work: Callable[[int, pa.Table], str]) -> list[str]:
+    """``work(group, rows)`` of each group that has rows, one task each; what they return."""
+
+    def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        group, rows = unpacked(batches)
+        if group is not None and rows is not None:
+            yield pa.RecordBatch.from_pydict({"report": [work(group, rows)]})
+
+    return [row["report"] for row in frame.mapInArrow(task, "report string").collect()]
