@@ -1,11 +1,11 @@
 """A bucket's events as the labels want them: with ``sample_id`` and the item version that held before each request."""
 
 import pyarrow as pa
-import xxhash
 
 from feature_jobs.bucket_files import BucketFiles, relaxed
 from feature_jobs.item_versions import ItemVersions
 from feature_jobs.samples_labels import EVENT_COLUMNS
+from feature_jobs.text_hashes import text_hashes
 from feature_jobs.user_state_arrays import flat, integers
 from schemas.tables import EVENTS
 
@@ -36,10 +36,8 @@ def with_items(events: pa.Table, items: ItemVersions) -> pa.Table:
 
 def sample_ids(users: pa.ChunkedArray | pa.Array, impressions: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Spark's ``xxhash64(user_id, impression_id)`` (int64): the hash of the impression, seeded with the user's."""
-    encoded = flat(users).dictionary_encode()
-    seeds = [xxhash.xxh64_intdigest(user.encode(), 42) for user in encoded.dictionary.to_pylist()]
-    hashes = [
-        xxhash.xxh64_intdigest(impression.encode(), seeds[user])
-        for user, impression in zip(encoded.indices.to_pylist(), flat(impressions).to_pylist(), strict=True)
-    ]
-    return pa.array(hashes, pa.uint64()).view(pa.int64())
+    encoded = flat(users)
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    seeds = text_hashes(encoded.dictionary)[encoded.indices.to_numpy()]
+    return pa.array(text_hashes(flat(impressions), seeds))
