@@ -89,7 +89,9 @@ def run(lake: Lake, users: Sequence[str], spark: "SparkSession | None" = None) -
             step.extra["old_files_removed"][table.name] = drop_old_files(lake, table, people, tasks)
             cut_log(lake, table)
         versions = {table.name: lake.table_version(table) for table in personal_tables()}
-        suppress(lake, users)  # on a filesystem without locks, another run may have written over the list
+        # From here on, no step that read the old files publishes what it made of them. And on a filesystem without locks,
+        # another run may have written over the list.
+        suppress(lake, users)
         step.extra["proof"] = prove(lake, people, tasks, versions)
     return step
 

@@ -22,6 +22,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from feature_jobs.bucket_files import live_files
 from schemas.errors import BadInput
 from schemas.lake import Lake, filesystem_of
+from schemas.suppression import check_nobody_forgotten
 from schemas.tables import Table
 
 COMMIT_ATTEMPTS = 5
@@ -109,9 +110,10 @@ def commit_files(
     The commit is made on the newest version and on no other: if another process commits first, what to remove is looked
     up again, so that two runs of one step leave the files of one of them. No commit where nothing is added or removed.
     ``replaced`` may also select single files, by ``path``. ``read`` is a version and the partitions (or files) of it that
-    ours were computed from. BadInput says so if those have changed by now, if files of ours were removed meanwhile (by
-    ``onerec forget``, which cannot tell them from those of a killed run), or if other processes commit without end.
-    ``note`` becomes the commit's ``userMetadata``.
+    ours were computed from. ``note`` becomes the commit's ``userMetadata``.
+
+    Raises BadInput if what was ``read`` has changed by now, if people were forgotten since the step began (ours may hold
+    them, or were removed like those of a killed run), or if other processes commit without end.
     """
     added = [file for file in files if file is not None]
     adds = [
@@ -123,6 +125,7 @@ def commit_files(
         target = lake.open_table(table)
         if read and target.version() != read[0]:
             _check_unchanged(lake, table, read, target.version())
+        check_nobody_forgotten(lake)
         _check_present(lake, table, added)
         removes = _removals(live_files(target, table), replaced, table)
         if not adds and not removes:

@@ -19,6 +19,7 @@ from deltalake import write_deltalake
 
 from schemas.errors import GateFailed, OnerecError
 from schemas.lake import Lake
+from schemas.suppression import suppression_seen
 from schemas.tables import PIPELINE_RUNS, QUARANTINE, Table
 
 
@@ -89,7 +90,8 @@ def step_run(lake: Lake, step: str, date: dt.date | None = None) -> Iterator[Ste
     clock = time.perf_counter()
     status, message = "failed", None
     try:
-        yield run
+        with suppression_seen(lake):
+            yield run
         status = "succeeded"
     except BaseException as error:
         status = "gate" if isinstance(error, GateFailed) else "failed"

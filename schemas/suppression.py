@@ -10,7 +10,9 @@ import json
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -67,15 +69,48 @@ def suppressed_users(lake: Lake) -> Suppression:
 
 
 def suppress(lake: Lake, user_ids: Iterable[str]) -> int:
-    """Add users to the list, atomically; how many were new. One process at a time, where the filesystem has locks."""
+    """Add users to the list, atomically; how many were new. One process at a time, where the filesystem has locks.
+
+    The list is written anew even if it has them all, so that steps under way see that people are being forgotten.
+    """
     with _lock(lake):
         present = suppressed_users(lake)
         grown = Suppression(present.salt or secrets.token_hex(16), present.hashes)
         hashes = grown.hashes | {grown.hash_of(user) for user in user_ids}
-        if len(hashes) > len(present.hashes):
-            body = {"version": 1, "salt": grown.salt, "hashes": sorted(hashes)}
-            write_atomically(lake.uri(SUPPRESSION_FILE), (json.dumps(body, indent=1) + "\n").encode())
+        body = {"version": 1, "salt": grown.salt, "hashes": sorted(hashes)}
+        write_atomically(lake.uri(SUPPRESSION_FILE), (json.dumps(body, indent=1) + "\n").encode())
+    _SEEN.get({}).pop(lake.root, None)  # whoever forgets people may go on
     return len(hashes) - len(present.hashes)
+
+
+_SEEN: ContextVar[dict[str, Any]] = ContextVar("suppression_seen")
+"""By lake, what the list looked like when the run under way began."""
+
+
+@contextmanager
+def suppression_seen(lake: Lake) -> Iterator[None]:
+    """While the block lasts, ``check_nobody_forgotten`` compares with how the list is now (of nested blocks, the outermost)."""
+    token = _SEEN.set({lake.root: _look(lake)} | _SEEN.get({}))
+    try:
+        yield
+    finally:
+        _SEEN.reset(token)
+
+
+def check_nobody_forgotten(lake: Lake) -> None:
+    """Raise BadInput if people were forgotten since the run under way began: what it read may still have held them."""
+    seen = _SEEN.get({})
+    if lake.root in seen and seen[lake.root] != _look(lake):
+        raise BadInput(
+            f"{lake.root}: people were forgotten (`onerec forget`) while this ran, so it published no more; run it again when "
+            "that has ended"
+        )
+
+
+def _look(lake: Lake) -> tuple[int, int] | None:
+    filesystem, path = lake.filesystem(SUPPRESSION_FILE)
+    info = filesystem.get_file_info(path)
+    return (info.size, info.mtime_ns) if info.type is pafs.FileType.File else None
 
 
 @contextmanager
