@@ -124,11 +124,14 @@ def _line(record: list[str]) -> str:
 def json_blocks(stream: BinaryIO, columns: Sequence[pa.Field]) -> Iterator[Block]:
     """Blocks of a file of JSON lines; a blank line is no row. Raises ValueError for a line above MAX_LINE_BYTES."""
     schema: pa.Schema | None = None
+    texts = [column.name for column in columns if column.type == pa.string()]
+    numbers: list[str] = []
     waiting: list[Block] = []
     for data in _line_blocks(stream):
         if schema is None:
             schema = _usual_schema(data, columns)
-        block = _parsed_by_arrow(data, schema)
+            numbers = [name for name in texts if schema.field(name).type == pa.int64()]
+        block = _parsed_by_arrow(data, schema, numbers)
         if block is not None:
             waiting.append(block)
         if waiting and (block is None or sum(part.rows for part in waiting) >= BLOCK_ROWS):
@@ -188,7 +191,7 @@ def _usual_schema(data: bytes, columns: Sequence[pa.Field]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _parsed_by_arrow(data: bytes, schema: pa.Schema) -> Block | None:
+def _parsed_by_arrow(data: bytes, schema: pa.Schema, numbers_as_texts: list[str]) -> Block | None:
     """The block, if each line is one object (and nothing else) whose values have the schema's types."""
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n")
@@ -208,8 +211,8 @@ def _parsed_by_arrow(data: bytes, schema: pa.Schema) -> Block | None:
     if len(table) != lines:
         return None
     columns = {name: table[name].combine_chunks() for name in schema.names}
-    for column in columns.values():
-        if column.type == pa.int64() and pc.any(pc.equal(column, 0)).as_py() and _zero_has_two_texts(data):
+    for name in numbers_as_texts:
+        if pc.any(pc.equal(columns[name], 0)).as_py():  # it may have stood there as -0, which is another text
             return None
     split: list[bytes] = []
 
@@ -219,11 +222,6 @@ def _parsed_by_arrow(data: bytes, schema: pa.Schema) -> Block | None:
         return [split[row].decode() for row in rows]
 
     return Block(lines, columns, texts)
-
-
-def _zero_has_two_texts(data: bytes) -> bool:
-    """Whether a number may be written ``-0``, which an id keeps and a number of Arrow's does not."""
-    return b":-0" in data or b": -0" in data
 
 
 def _parsed_by_line(data: bytes, columns: Sequence[pa.Field]) -> Block:

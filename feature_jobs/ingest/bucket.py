@@ -5,7 +5,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -94,28 +93,15 @@ def without_repeated(rows: pa.Table) -> tuple[pa.Table, int]:
     if not same.any():
         return rows, 0
     several = order[np.append(same, False) | np.append(False, same)]
-    first: dict[tuple[str, str], tuple[Any, int]] = {}
-    names = [*_TIMES, *(column.name for column in input_columns(EVENTS) if column.name not in _TIMES)]
-    some = rows.take(pa.array(several)).select(names)
-    for row, values in zip(several.tolist(), _rows(some), strict=True):
-        key = (values["user_id"], values["impression_id"])
-        place = tuple(_orderable(values[name]) for name in names)
-        if key not in first or place < first[key][0]:
-            first[key] = (place, row)
+    some = rows.take(pa.array(several)).select([column.name for column in input_columns(EVENTS)])
+    names = ["user_id", "impression_id", *_TIMES]
+    names += [name for name in some.column_names if name not in names]
+    place = pc.sort_indices(some, [(name, "ascending", "at_start") for name in names]).to_numpy()
+    users, impressions = (some[name].take(pa.array(place)) for name in ("user_id", "impression_id"))
+    again = pc.and_(pc.equal(users[1:], users[:-1]), pc.equal(impressions[1:], impressions[:-1]))
     kept = np.ones(len(rows), bool)
-    kept[several] = False
-    kept[[row for _, row in first.values()]] = True
+    kept[several[place[1:][again.to_numpy()]]] = False
     return rows.filter(pa.array(kept)), int((~kept).sum())
-
-
-def _rows(rows: pa.Table) -> list[dict[str, Any]]:
-    whole = [rows[name].cast(pa.int64()) if pa.types.is_timestamp(rows[name].type) else rows[name] for name in rows.column_names]
-    found: list[dict[str, Any]] = pa.table(whole, names=rows.column_names).to_pylist()
-    return found
-
-
-def _orderable(value: Any) -> tuple[bool, Any]:
-    return (value is not None, value.encode() if isinstance(value, str) else value)
 
 
 def _settle(task: BucketTask, bucket: int, rows: pa.Table, keys: np.ndarray, report: BucketReport) -> np.ndarray:

@@ -10,8 +10,9 @@ import pyarrow as pa
 from feature_jobs.pathways import taken_in
 from feature_jobs.samples_inputs import sample_landings
 from feature_jobs.samples_labels import EVENT_COLUMNS, label_samples
-from feature_jobs.user_state import FRESH, STATE, advance, align
-from feature_jobs.user_state_arrays import behaviours_of, flat
+from feature_jobs.user_state import STATE, Fresh, Marks, advance, align, fresh_rows, static_rows
+from feature_jobs.user_state_arrays import flat
+from feature_jobs.user_state_facts import PROFILE, latest_of_each
 from schemas.config import Config
 from schemas.tables import FEEDBACK
 from tests.feature_jobs.reference_pathways import text_hash
@@ -36,23 +37,34 @@ def event_table(rows: Sequence[Row], items: Sequence[Row], buckets: int) -> pa.T
     return pa.Table.from_pylist(full, schema=EVENT_COLUMNS)
 
 
+@dataclass(frozen=True)
+class ArrowDay:
+    """A day's samples, and for its users (``prior``, ``static``) what was known when it began."""
+
+    samples: pa.Table
+    prior: pa.Table
+    static: pa.Table
+
+
 @dataclass
 class ArrowDays:
-    """State carried from day to day by ``label_samples`` and ``advance``."""
+    """State carried from day to day by ``label_samples`` and ``advance``; ``users`` holds the snapshots that have landed."""
 
     config: Config
     items: Sequence[Row]
+    users: Sequence[Row] = ()
     state: pa.Table = field(default_factory=STATE.empty_table)
     seen: list[dt.date] = field(default_factory=list)
+    snapshots: list[Row] = field(default_factory=list)
 
-    def day(self, day: dt.date, events: Sequence[Row], every: bool = False) -> tuple[pa.Table, pa.Table]:
-        """The day's samples, and the state of its users at the day's start; moves on to the day's end."""
+    def day(self, day: dt.date, events: Sequence[Row], every: bool = False) -> ArrowDay:
+        """Take in a day, after the days before it; ``every`` is a backfill's view of landings."""
         pairs = {(row["date"], row["landing_date"]) for row in events}
         sampled = sample_landings(day, {landing for date, landing in pairs if date == day}, self.seen, every=every)
         rows = [row for row in events if row["date"] == day and row["landing_date"] in sampled]
         samples = self._labelled(rows)
-        users = flat(samples["user_id"]).unique()
-        prior = align(self.state, users)
+        snapshots = self._new_snapshots(day)
+        prior = align(self.state, snapshots, flat(samples["user_id"]).unique())
         seen, late_pairs = taken_in(day, pairs, self.seen, sampled, 30, every=every)
         late = [row for row in events if (row["date"], row["landing_date"]) in late_pairs]
         had = {
@@ -61,15 +73,18 @@ class ArrowDays:
             if row["landing_date"] in (sampled if row["date"] == day else self.seen)
         }
         late = [row for row in late if (row["date"], row["user_id"], row["impression_id"]) not in had]
-        parts = [_fresh(samples), _fresh(self._labelled(late))]
-        self.state = advance(self.state, pa.concat_tables(parts), day, seen, self.config)
+        rows_in = pa.concat_tables([fresh_rows(samples), fresh_rows(self._labelled(late))])
+        fresh = Fresh.of(rows_in, self.config.samples)
+        self.state = advance(self.state, fresh, snapshots, day, Marks(seen, None), self.config)
         self.seen = seen
-        return samples, prior
+        return ArrowDay(samples, prior, static_rows(prior, day, self.config))
 
     def _labelled(self, rows: Sequence[Row]) -> pa.Table:
         labelled = label_samples(event_table(rows, self.items, self.config.lake.user_buckets), self.state, self.config)
         return labelled.filter(labelled["dropped"].is_null())
 
-
-def _fresh(samples: pa.Table) -> pa.Table:
-    return pa.table([flat(samples["user_id"]), flat(samples["date"]), behaviours_of(samples)], schema=FRESH)
+    def _new_snapshots(self, day: dt.date) -> pa.Table:
+        landed = [row for row in self.users if row["date"] < day]
+        new = [row | {"snapshot_date": row["date"]} for row in landed if row not in self.snapshots]
+        self.snapshots = landed
+        return latest_of_each(pa.Table.from_pylist(new, schema=PROFILE))

@@ -73,11 +73,12 @@ class DayResult:
 
 @dataclass
 class Reference:
-    """All that has happened so far: every behaviour ever taken in, with the day it was taken in and the day it entered."""
+    """All that has happened so far: every behaviour ever taken in, with the day it was taken in and the day it entered.
+    ``users`` holds the snapshots that have landed; put more into it before the day that they land on."""
 
     config: Config
     items: Sequence[Row]
-    users: Sequence[Row]
+    users: Sequence[Row] = ()
     taken: dict[str, list[Row]] = field(default_factory=lambda: defaultdict(list))
     seen: set[dt.date] = field(default_factory=set)
 
@@ -139,8 +140,12 @@ class Reference:
             pathways,
             {user: sorted(brought, key=place) for user, brought in history.items()},
             late_dropped,
-            {user: self._state(user, day) for user in self.taken if self.taken[user]},
+            {user: self._state(user, day) for user in self._everyone(day)},
         )
+
+    def _everyone(self, day: dt.date) -> set[str]:
+        """Users with a behaviour, or with a snapshot from before the day."""
+        return {user for user in self.taken if self.taken[user]} | {row["user_id"] for row in self.users if row["date"] < day}
 
     def _labelled(self, rows: Sequence[Row]) -> tuple[list[Row], Counter[str]]:
         dropped: Counter[str] = Counter()
@@ -230,8 +235,7 @@ class Reference:
         start = day_start(day, self.config).astimezone(dt.UTC)
         known = sorted((entry for entry in self.taken[user] if entry["entered"] is not None), key=place)
         pending = sorted((entry for entry in self.taken[user] if entry["entered"] is None), key=place)
-        snapshots = [row for row in self.users if row["user_id"] == user and row["date"] < day]
-        snapshot = max(snapshots, key=lambda row: row["date"], default={})
+        snapshot = self._snapshot(user, day)
         registered = snapshot.get("register_ts")
         active = {entry["date"] for entry in self.taken[user]}
         return {
@@ -247,6 +251,10 @@ class Reference:
             },
         }
 
+    def _snapshot(self, user: str, day: dt.date) -> Row:
+        snapshots = [row for row in self.users if row["user_id"] == user and row["date"] < day]
+        return max(snapshots, key=lambda row: row["date"], default={})
+
     def _state(self, user: str, day: dt.date) -> Row:
         known = [entry for entry in self.taken[user] if entry["entered"] is not None]
         watched = sorted((entry for entry in known if entry["play_time_ms"]), key=lambda entry: (entry["entered"], *place(entry)))
@@ -254,8 +262,10 @@ class Reference:
             (entry["duration_bucket"], log_bucket(entry["play_time_ms"], self.config.samples.play_log_base)) for entry in known
         )
         ages = {(day - entry["date"]).days for entry in self.taken[user]}
-        pathway = self._pathway(user, day)
+        pathway, snapshot = self._pathway(user, day), self._snapshot(user, day)
         return {
+            **{name: snapshot.get(name) for name in ("age_band", "gender", "region", "device", "register_ts")},
+            "snapshot_date": snapshot.get("date"),
             **{name: [entry["sample_id"] for entry in pathway[name]] for name in ("short", "positive", "pending")},
             "recent_items": [text_hash(entry["item_id"]) for entry in watched][-self.config.samples.positive.repeat_window :],
             "watch_histogram": [(*cell, count) for cell, count in sorted(cells.items())],

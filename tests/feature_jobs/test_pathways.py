@@ -59,7 +59,8 @@ def all_rows(lake: Lake, table: Table) -> list[Row]:
 
 
 def land(lake: Lake, log: Log, day: dt.date) -> None:
-    write_rows(lake, EVENTS, [row for row in log.events if row["landing_date"] == day])
+    for table, rows in ((EVENTS, log.events), (USERS, log.users)):
+        write_rows(lake, table, [row for row in rows if row["landing_date"] == day])
 
 
 class Days:
@@ -71,9 +72,10 @@ class Days:
         self.reports: dict[dt.date, tuple[Row, Row]] = {}
         self.wrong_windows: list[Any] = []
         self.requests = 0
-        reference = Reference(CONFIG, log.items, log.users)
+        reference = Reference(CONFIG, log.items)
         for day in log.days:
             land(lake, log, day)
+            reference.users = log.snapshots(day)
             self.reports[day] = run_samples(spark, lake, day), run_pathways(spark, lake, day)
             self._check_windows(reference, day)
             self.expected[day] = reference.day(day, [row for row in log.events if row["landing_date"] <= day])
@@ -100,7 +102,6 @@ def days(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Days:
     lake = create_lake(str(tmp_path_factory.mktemp("days") / "lake"), CONFIG)
     log = ugly_log(seed=7, config=CONFIG, first=FIRST, days=4, users=40)
     write_rows(lake, ITEMS, log.items)
-    write_rows(lake, USERS, log.users)
     return Days(spark, lake, log)
 
 
@@ -162,13 +163,16 @@ def test_a_day_run_again_leaves_the_same_tables(days: Days) -> None:
         assert all_rows(days.lake, table) == before[table.name], table.name
 
 
+_PLACES = ("user_id", "date", "user_bucket", "users_version")
+
+
 def states(lake: Lake, day: dt.date) -> dict[str, Row]:
     found = {}
     for row in rows_of(lake, USER_STATE, day):
         lists = {name: [entry["sample_id"] for entry in row[name]] for name in ("short", "positive", "pending")}
         cells = [(cell["duration_bucket"], cell["play_bucket"], cell["count"]) for cell in row["watch_histogram"]]
         user = row["user_id"]
-        found[user] = {name: value for name, value in row.items() if name not in ("user_id", "date", "user_bucket")}
+        found[user] = {name: value for name, value in row.items() if name not in _PLACES}
         found[user] |= lists | {"watch_histogram": cells}
     return found
 
@@ -178,8 +182,9 @@ def test_a_backfill_rebuilds_its_days_with_late_rows_and_marks_what_depends_on_t
     untouched = {table.name: rows_of(days.lake, table, days.log.days[0]) for table in (DAILY_SAMPLES, *WRITTEN)}
     later = {table.name: rows_of(days.lake, table, days.log.days[3]) for table in (DAILY_SAMPLES, *WRITTEN)}
     report = run_backfill(days.spark, days.lake, first, last)
-    reference = Reference(CONFIG, days.log.items, days.log.users)
+    reference = Reference(CONFIG, days.log.items, days.log.snapshots(days.log.days[0]))
     reference.day(days.log.days[0], [row for row in days.log.events if row["landing_date"] <= days.log.days[0]])
+    reference.users = days.log.users
     for day in (first, last):
         expected = reference.day(day, days.log.events, every=True)
         assert {row["sample_id"] for row in rows_of(days.lake, DAILY_SAMPLES, day)} == {
@@ -218,7 +223,6 @@ def test_killed_at_any_point_and_run_again_it_leaves_the_tables_of_a_clean_run(s
     clean = {table.name: rows_of(days.lake, table, days.log.days[0]) for table in WRITTEN}
     lake = create_lake(str(tmp_path / "lake"), CONFIG)
     write_rows(lake, ITEMS, days.log.items)
-    write_rows(lake, USERS, days.log.users)
     land(lake, days.log, days.log.days[0])
     run_samples(spark, lake, days.log.days[0])
     for point in ("data files written", "half of the tables committed"):

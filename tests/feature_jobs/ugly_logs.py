@@ -2,7 +2,7 @@
 
 Ties at the same microsecond, siblings of one request, plays that end after the next request or after midnight, late and
 duplicate rows (with other values, in the same landing or a later one), items that change or have no version yet, users
-with no, one or many behaviours, robots, users absent for weeks, attributes that change.
+with no, one or many behaviours, robots, users absent for weeks, attributes that change and snapshots that land late.
 """
 
 import datetime as dt
@@ -18,12 +18,16 @@ Row = dict[str, Any]
 
 @dataclass
 class Log:
-    """Rows of ``events``, ``items`` and ``users``."""
+    """Rows of ``events``, ``items`` and ``users`` (with a ``landing_date``, which the table leaves out)."""
 
     days: list[dt.date]
     events: list[Row] = field(default_factory=list)
     items: list[Row] = field(default_factory=list)
     users: list[Row] = field(default_factory=list)
+
+    def snapshots(self, day: dt.date) -> list[Row]:
+        """Rows of ``users`` that have landed by the end of a day."""
+        return [row for row in self.users if row["landing_date"] <= day]
 
 
 def ugly_log(seed: int, config: Config, first: dt.date, days: int, users: int) -> Log:
@@ -65,7 +69,7 @@ def _items(log: Log, rng: random.Random, config: Config) -> None:
                     "category": rng.choice([None, "a", "b"]),
                     "tags": rng.choice([None, [], ["x"], ["y", "x"]]),
                     "duration_ms": rng.choice([None, 500, 10_000, 60_000]),
-                    "deleted": rng.random() < 0.1,
+                    "deleted": rng.random() < 0.2,
                 }
             )
     unique = {(row["item_id"], row["valid_from"]): row for row in log.items}
@@ -79,6 +83,7 @@ def _snapshots(log: Log, rng: random.Random, user: str) -> None:
                 {
                     "user_id": user,
                     "date": day,
+                    "landing_date": min(max(day + dt.timedelta(days=rng.choice([0, 0, 1, 3])), log.days[0]), log.days[-1]),
                     "age_band": rng.choice([None, "18-24", "25-34"]),
                     "gender": rng.choice(["f", "m"]),
                     "region": rng.choice(["north", "south"]),

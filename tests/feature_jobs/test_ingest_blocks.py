@@ -1,0 +1,140 @@
+"""Landing bytes as blocks: Arrow's parser and Python's give the same rows, whatever the lines, and every line is one row."""
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feature_jobs.ingest import blocks
+from feature_jobs.ingest.blocks import csv_blocks, json_blocks
+from feature_jobs.ingest.sources import REQUIRED, input_columns
+from feature_jobs.ingest.values import Reasons, read_column
+from schemas.tables import EVENTS, ITEMS, Table
+
+texts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=8)
+instants = st.datetimes().map(lambda moment: moment.isoformat()) | st.sampled_from(
+    ["2026-01-31T12:00:00Z", "2026-01-31 12:00:00.5Z", "2026-01-31T12:00:00.123456Z", "2026-01-31T24:00:00Z", "2026-01-31",
+     "2026-01-31T12:00Z", "2026-01-31T12:00:00.Z", "2026-01-31T12:00:60Z", "2026-02-30T12:00:00Z", "2026-01-31T12:00:00+05:30"]
+)  # fmt: skip
+usual = st.fixed_dictionaries(
+    {
+        "impression_id": texts,
+        "user_id": st.sampled_from(["u", "ü", "物"]),
+        "item_id": st.just("i"),
+        "ts": st.just("2026-01-31T12:00:00Z") | instants,
+        "play_time_ms": st.integers(-5, 10**6),
+    },
+    optional={
+        "like": st.booleans(),
+        "duration_ms": st.none() | st.integers(),
+        "scene": st.none() | texts,
+        "unknown": st.none() | texts,
+    },
+)
+anything = st.none() | st.booleans() | st.integers() | st.floats() | texts | st.lists(st.integers(), max_size=2)
+names = st.sampled_from([field.name for field in input_columns(EVENTS)])
+objects = usual | st.dictionaries(names, anything, max_size=4)
+lines = st.builds(lambda value, ascii: json.dumps(value, ensure_ascii=ascii), objects, st.booleans()) | st.sampled_from(
+    ["", "  ", "{", "7", "null", '{"a":1}{"b":2}', '{"a":1} x', '{"user_id":"\\ud800"}', '{"play_time_ms":-0}', '{"user_id":-0}',
+     '{"user_id":1,"user_id":2}', '{"play_time_ms":1e3}', '{"play_time_ms":01}', "\t{}", '{"user_id":"a\tb"}']
+)  # fmt: skip
+
+
+def rows_of(data: bytes, table: Table) -> list[tuple[Any, ...]]:
+    """Every row as it came, with its values, and what is wrong with it."""
+    rows = []
+    for block in json_blocks(io.BytesIO(data), input_columns(table)):
+        reasons = Reasons()
+        columns = []
+        for column in input_columns(table):
+            source = block.columns.get(column.name, pa.nulls(block.rows))
+            columns.append(read_column(column, source, reasons, required=column.name in REQUIRED[table.name]).to_pylist())
+            nested = block.nested.get(column.name, [])
+            reasons.add(nested, [f"{column.name}: not a text"] * len(nested))
+        for row, reason in block.failures.items():
+            reasons.only(row, reason)
+        bad = set(reasons.rows.tolist())
+        for row, values in enumerate(zip(*columns, strict=True)):
+            wrong = sorted(reasons.of(reasons.rows[reasons.rows == row])[0]) if row in bad else []
+            rows.append((block.texts([row])[0], None if row in block.failures else values, wrong))
+    return rows
+
+
+@given(st.lists(lines, max_size=12), st.sampled_from(["\n", "\r\n"]), st.booleans())
+def test_both_parsers_read_the_same_rows(some: list[str], separator: str, ends: bool) -> None:
+    data = separator.join(some).encode() + (separator.encode() if ends else b"")
+    found = rows_of(data, EVENTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "_parsed_by_arrow", lambda *_: None)
+        assert found == rows_of(data, EVENTS)
+    assert [row[0] for row in found] == [line for line in some if line.strip()]
+
+
+@given(st.lists(usual, min_size=1, max_size=30))
+def test_usual_lines_take_the_fast_way_and_may_be_cut_anywhere(rows: list[dict[str, Any]]) -> None:
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    whole = rows_of(data, EVENTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK_BYTES", 100)
+        assert rows_of(data, EVENTS) == whole
+        patch.setattr(blocks, "BLOCK_BYTES", 1 << 20)
+        patch.setattr(blocks, "_parsed_by_line", lambda *_: pytest.fail("a usual block was read line by line"))
+        simple = [row | {"duration_ms": 5, "play_time_ms": 3} for row in rows]
+        list(json_blocks(io.BytesIO("".join(json.dumps(row) + "\n" for row in simple).encode()), input_columns(EVENTS)))
+
+
+def test_numbers_as_ids_and_flags_take_the_fast_way_too_and_keep_their_digits() -> None:
+    rows = [
+        {
+            "impression_id": 10**12 + n,
+            "user_id": n + 1,
+            "item_id": 7,
+            "ts": "2026-01-31T12:00:00Z",
+            "play_time_ms": 1,
+            "like": n % 2,
+        }
+        for n in range(9)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "_parsed_by_line", lambda *_: pytest.fail("read line by line"))
+        found = rows_of("".join(json.dumps(row) + "\n" for row in rows).encode(), EVENTS)
+    names = [column.name for column in input_columns(EVENTS)]
+    assert [values[names.index("user_id")] for _, values, _ in found if values] == [str(n + 1) for n in range(9)]
+    assert [values[names.index("like")] for _, values, _ in found if values] == [n % 2 == 1 for n in range(9)]
+
+
+def test_bytes_that_are_no_utf8_are_replaced_not_refused() -> None:
+    line = b'{"impression_id":"a\xff","user_id":"u","item_id":"i","ts":"2026-01-31T12:00:00Z","play_time_ms":1}\n'
+    ((text, values, wrong),) = rows_of(line, EVENTS)
+    assert values is not None
+    assert values[0] == "a�"
+    assert wrong == []
+    assert text.startswith('{"impression_id":"a�')
+
+
+def test_lists_in_json_lines_are_lists_of_texts() -> None:
+    data = b'{"item_id":"i","valid_from":"2026-01-31T12:00:00Z","tags":["a","b"]}\n'
+    data += b'{"item_id":"i","valid_from":"x","tags":[1,null]}\n'
+    first, second = rows_of(data, ITEMS)
+    assert first[1] is not None
+    assert ["a", "b"] in first[1]
+    assert [reason.split(" (found")[0] for reason in second[2]] == [
+        "tags: a list with a null in it",
+        "valid_from: not a timestamp like 2026-01-31T12:00:00Z",
+    ]
+
+
+def test_csv_cells_may_hold_line_breaks_and_a_short_record_is_shown_as_its_line() -> None:
+    data = 'user_id,scene,other\nu,"a\nb",1\n\nv\nw,,"x, ""y"""\n'.encode("utf-8-sig")
+    (block,) = csv_blocks(io.BytesIO(data), ["user_id", "scene"])
+    assert block.rows == 3
+    assert {name: column.to_pylist() for name, column in block.columns.items()} == {
+        "user_id": ["u", None, "w"],
+        "scene": ["a\nb", None, None],
+    }
+    assert list(block.failures) == [1]
+    assert [json.loads(text) for text in block.texts([1, 2])] == [{"line": "v"}, {"user_id": "w", "other": 'x, "y"'}]
