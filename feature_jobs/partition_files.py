@@ -20,6 +20,7 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from feature_jobs.bucket_files import live_files
+from feature_jobs.parquet_layout import writer_options
 from schemas.errors import BadInput
 from schemas.lake import Lake, filesystem_of
 from schemas.suppression import check_nobody_forgotten
@@ -61,8 +62,15 @@ class PartitionFile:
             self._path = f"{self._folder}part-{uuid.uuid4()}.zstd.parquet"
             filesystem, root = filesystem_of(self._uri)
             filesystem.create_dir(f"{root}/{self._folder}", recursive=True)
-            self._writer = pq.ParquetWriter(f"{root}/{self._path}", self._schema, filesystem=filesystem, compression="zstd")
-        columns = [rows[column.name].cast(column.type) for column in self._schema]
+            self._writer = pq.ParquetWriter(
+                f"{root}/{self._path}", self._schema, filesystem=filesystem, **writer_options(self._schema)
+            )
+        columns = [
+            pa.nulls(len(rows), column.type)
+            if column.nullable and column.name not in rows.column_names
+            else rows[column.name].cast(column.type)
+            for column in self._schema
+        ]
         self._writer.write_table(pa.table(columns, schema=self._schema))
         self.rows += len(rows)
         for column, name in zip(columns, self._schema.names, strict=True):

@@ -1,23 +1,26 @@
 """``onerec pathways``: what was known at the start of a day, and the state at its end, in one pass over user buckets.
 
-One Spark task a bucket reads its own files of ``user_state`` (the day before) and ``daily_samples`` (the day), receives
-its late events and its users' snapshots, and writes Parquet for five tables; the driver commits each table once. Nothing
-but late events and snapshots is shuffled.
+One Spark task a bucket reads its own files of ``user_state`` (the day before), ``daily_samples`` (the day) and ``events``
+(what landed late), and writes Parquet for five tables; the driver commits each table once. Nothing but new snapshots of
+users is shuffled.
 """
 
 import datetime as dt
-import json
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.dataset as pads
 
-from feature_jobs.bucket_files import bucket_files
+from feature_jobs.bucket_files import bucket_files, run_by_bucket
+from feature_jobs.item_versions import item_versions
 from feature_jobs.partition_files import commit_files
-from feature_jobs.pathways_bucket import LATE_COLUMNS, WRITTEN, DayInputs, bucket_task
+from feature_jobs.pathways_bucket import WRITTEN, DayInputs, advance_bucket
+from feature_jobs.pathways_late import LateInputs
+from feature_jobs.pathways_snapshots import dealt, new_snapshot_dates, users_version
 from feature_jobs.samples_inputs import (
     event_partitions,
-    events_to_label,
     previous_state,
     published_landings,
     read_table,
@@ -25,7 +28,7 @@ from feature_jobs.samples_inputs import (
 )
 from feature_jobs.samples_labels import check_positive
 from feature_jobs.stale import clear_stale
-from feature_jobs.user_state import PROFILE
+from feature_jobs.user_state import Marks
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.runs import StepRun, TableCounts, step_run
@@ -42,7 +45,7 @@ from schemas.tables import (
 )
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
 STEP = "pathways"
 
@@ -73,26 +76,27 @@ def _pathways(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: b
             raise BadInput(f"{lake.table_uri(DAILY_SAMPLES)}: no samples of {date}; run `onerec samples --date {date}` first")
         sampled = []  # empty by right: Delta makes no commit where there is nothing to write
     seen, late = taken_in(date, partitions, before.seen, sampled, lake.config.ingest.max_late_days, every=every_landing)
-    events = read_table(spark, lake, EVENTS, version)
-    items = read_table(spark, lake, ITEMS, run.reads(lake, ITEMS))
-    users = read_table(spark, lake, USERS, run.reads(lake, USERS))
     earlier = {(day, landing) for day, landing in partitions if landing in (sampled if day == date else before.seen)}
+    users_now = run.reads(lake, USERS)
+    snapshot_dates = new_snapshot_dates(lake, date, users_now, users_version(before.files))
     day = DayInputs(
-        lake, date, before.files, bucket_files(lake, DAILY_SAMPLES, sampled_version, pads.field("date") == date), seen
+        lake=lake,
+        date=date,
+        state=before.files,
+        samples=bucket_files(lake, DAILY_SAMPLES, sampled_version, pads.field("date") == date),
+        late=late_inputs(lake, version, late, earlier, run.reads(lake, ITEMS)),
+        snapshots=None,
+        marks=Marks(seen, users_now),
     )
-    buckets = lake.config.lake.user_buckets
-    tagged = with_markers(late_events(events, items, late, earlier), buckets)
-    frame = (
-        tagged.groupBy("user_bucket")
-        .cogroup(latest_profiles(users, date, buckets).groupBy("user_bucket"))
-        .applyInArrow(bucket_task(day), "report string")
-    )
-    reports = [json.loads(row["report"]) for row in frame.collect()]
+    with dealt(read_table(spark, lake, USERS, users_now), lake, snapshot_dates) as snapshots:
+        work = partial(advance_bucket, replace(day, snapshots=snapshots))
+        reports = run_by_bucket(spark, range(lake.config.lake.user_buckets), work)
     for table in WRITTEN:
         commit_files(lake, table, [report["files"][table.name] for report in reports], pads.field("date") == date)
     _account(run, reports)
     clear_stale(lake, date, STEP)
     run.extra["landings_taken_in"] = sorted({landing.isoformat() for landing in seen} - {x.isoformat() for x in before.seen})
+    run.extra["snapshots_read"] = [day.isoformat() for day in snapshot_dates]
 
 
 def taken_in(
@@ -123,54 +127,27 @@ def taken_in(
     return sorted(seen), late
 
 
-def late_events(
-    events: "DataFrame", items: "DataFrame", late: set[tuple[dt.date, dt.date]], earlier: set[tuple[dt.date, dt.date]]
-) -> "DataFrame":
-    """Events of the ``late`` (date, landing) pairs as LATE_COLUMNS; ``already_taken`` marks an impression that came in one
-    of the ``earlier`` pairs of its date. Reads the dates that late events belong to, and no others."""
-    from pyspark.sql import functions as F
-
-    rows = _of_pairs(events, late)
-    keys = ["date", "user_bucket", "user_id", "impression_id"]
+def late_inputs(
+    lake: Lake, version: int, late: set[tuple[dt.date, dt.date]], earlier: set[tuple[dt.date, dt.date]], items: int
+) -> LateInputs | None:
+    """Files of ``events`` (at ``version``) in the ``late`` (date, landing) pairs and in the ``earlier`` ones of their dates,
+    and no others; None if nothing is late. ``items`` is the version of the catalogue."""
+    if not late:
+        return None
     dates = {day for day, _ in late}
-    before = _of_pairs(events, {pair for pair in earlier if pair[0] in dates}).select(*keys)
-    known = before.join(rows.select(*keys), keys, "left_semi").distinct().withColumn("already_taken", F.lit(True))
-    labelled = events_to_label(rows, items)
-    return labelled.join(known, keys, "left").select(*LATE_COLUMNS.names)
+    chosen = (_of_pairs(pairs) for pairs in (late, {pair for pair in earlier if pair[0] in dates}))
+    files = [bucket_files(lake, EVENTS, version, where) for where in chosen]
+    return LateInputs(files[0], files[1], item_versions(lake, items))
 
 
-def _of_pairs(events: "DataFrame", pairs: set[tuple[dt.date, dt.date]]) -> "DataFrame":
-    from pyspark.sql import functions as F
-
+def _of_pairs(pairs: set[tuple[dt.date, dt.date]]) -> pads.Expression:
     by_date: dict[dt.date, list[dt.date]] = {}
     for day, landing in sorted(pairs):
         by_date.setdefault(day, []).append(landing)
-    chosen = F.lit(False)
+    chosen = pads.scalar(False)
     for day, landings in by_date.items():
-        chosen = chosen | ((F.col("date") == F.lit(day)) & F.col("landing_date").isin(landings))
-    return events.where(chosen)
-
-
-def with_markers(late: "DataFrame", buckets: int) -> "DataFrame":
-    """Late events and, for each bucket, one row with nothing but the bucket: so that every bucket has its task."""
-    from pyspark.sql import functions as F
-
-    markers = late.sparkSession.range(buckets).select(F.col("id").cast("int").alias("user_bucket"))
-    return late.unionByName(markers, allowMissingColumns=True)
-
-
-def latest_profiles(users: "DataFrame", date: dt.date, buckets: int) -> "DataFrame":
-    """Each user's latest snapshot exported before the day (PROFILE and ``user_bucket``)."""
-    from pyspark.sql import functions as F
-
-    facts = F.struct(*(name for name in PROFILE.names if name not in ("user_id", "snapshot_date")))
-    latest = (
-        users.where(F.col("date") < F.lit(date))
-        .groupBy("user_id")
-        .agg(F.max_by(facts, "date").alias("facts"), F.max("date").alias("snapshot_date"))
-    )
-    bucket = F.pmod(F.xxhash64("user_id"), F.lit(buckets)).cast("int")
-    return latest.select(bucket.alias("user_bucket"), "user_id", "facts.*", "snapshot_date")
+        chosen = chosen | ((pads.field("date") == day) & pads.field("landing_date").isin(landings))
+    return chosen
 
 
 def _account(run: StepRun, reports: list[dict[str, Any]]) -> None:

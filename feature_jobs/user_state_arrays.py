@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_jobs.bucket_files import item_keys, relaxed
-from schemas.tables import BEHAVIOUR, FEEDBACK, POSITIVE_BIT
+from schemas.tables import BEHAVIOUR, FEEDBACK
 
 BEHAVIOURS = relaxed(pa.field("behaviours", pa.list_(BEHAVIOUR))).type
 """``list<BEHAVIOUR>`` nullable at every depth: what files of both engines can be cast to."""
@@ -44,12 +44,46 @@ def lists_of(owner: np.ndarray, values: pa.Array, rows: int) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, values)
 
 
-def last_of_each(owner: np.ndarray, limit: int) -> np.ndarray:
-    """Mask of the last ``limit`` values of each owner."""
+def lists_of_lengths(lengths: np.ndarray, values: pa.Array) -> pa.Array:
+    """Values, those of the first list first, as a list column."""
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, values)
+
+
+def list_lengths(lists: pa.Array) -> np.ndarray:
+    """Length of each list (int64), 0 for null."""
+    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """``starts[i], starts[i] + 1, …`` (``lengths[i]`` of them) for each i, one after another (int64)."""
+    total = int(lengths.sum())
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(total)
+
+
+def behaviour_order(owner: np.ndarray, observed: np.ndarray, sample_id: np.ndarray) -> np.ndarray:
+    """Indices that sort behaviours by (owner, observed_ts, sample_id); all int64, owners not negative.
+
+    Owner and time share one 64-bit key where they fit, which sorts in one pass (and in linear time what is nearly in
+    order); sample ids then settle the few ties.
+    """
     if not len(owner):
-        return np.zeros(0, bool)
-    ends = np.cumsum(np.bincount(owner))
-    return ends[owner] - np.arange(len(owner)) <= limit
+        return np.empty(0, np.int64)
+    earliest = int(observed.min())
+    span = int(observed.max()) - earliest + 1
+    if (int(owner.max()) + 1) * span >= 2**63:
+        return np.lexsort((sample_id, observed, owner))
+    key = owner * span + (observed - earliest)
+    order = np.argsort(key, kind="stable")
+    sorted_key = key[order]
+    tied = np.zeros(len(key) + 1, bool)
+    tied[1:-1] = sorted_key[1:] == sorted_key[:-1]
+    places = np.flatnonzero(tied[1:] | tied[:-1])
+    if len(places):
+        rows = order[places]
+        order[places] = rows[np.lexsort((sample_id[rows], sorted_key[places]))]
+    return order
 
 
 def rank_in_group(*keys: np.ndarray) -> np.ndarray:
@@ -96,15 +130,13 @@ def _bucket_edges(base: float, longest: int) -> list[int]:
     return edges
 
 
-def behaviours_of(samples: pa.Table) -> pa.Array:
-    """Samples as BEHAVIOUR structs; ``samples`` has the columns of ``daily_samples`` that a behaviour needs."""
+def behaviour_columns(samples: pa.Table) -> dict[str, pa.ChunkedArray | pa.Array]:
+    """The columns of BEHAVIOUR, from those of ``daily_samples`` that a behaviour needs."""
     bits = np.zeros(len(samples), np.int32)
-    for bit, name in enumerate(FEEDBACK):
+    for bit, name in enumerate((*FEEDBACK, "positive")):
         bits |= integers(samples[name]).astype(np.int32) << bit
-    bits |= integers(samples["positive"]).astype(np.int32) << POSITIVE_BIT
-    fields = list(BEHAVIOURS.value_type)
-    columns = [pa.array(bits) if field.name == "feedback" else flat(samples[field.name]).cast(field.type) for field in fields]
-    return pa.StructArray.from_arrays(columns, fields=fields)
+    copied = [field.name for field in BEHAVIOURS.value_type if field.name != "feedback"]
+    return {name: samples[name] for name in copied} | {"feedback": pa.array(bits)}
 
 
 def watched_items(behaviours: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ Spark, delta-rs, Beam, the trainer, the tests and ``docs/tables.md`` all read th
 written in the SQL that Spark and DataFusion share (comparisons, AND, OR, IS NULL), since both engines enforce it.
 """
 
+import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -281,6 +282,17 @@ USER_STATE = Table(
                 "landings taken in (the same for every user of a day)",
                 required=True,
             ),
+            _column("age_band", pa.string(), "from the latest snapshot exported before this day"),
+            _column("gender", pa.string(), "likewise"),
+            _column("region", pa.string(), "likewise"),
+            _column("device", pa.string(), "likewise"),
+            _column("register_ts", TIMESTAMP, "likewise"),
+            _column("snapshot_date", pa.date32(), "that snapshot; null if there is none"),
+            _column(
+                "users_version",
+                pa.int64(),
+                "version of `users` whose snapshots before this day are in (the same for every user of a day)",
+            ),
             _column("date", pa.date32(), "the day whose end this is", required=True),
             _BUCKET,
         ]
@@ -332,6 +344,9 @@ PATHWAY_STATIC = Table(
     partition_by=("date", "user_bucket"),
 )
 
+HISTORY_BASE = dt.date(1900, 1, 1)
+"""The ``date`` of a bucket's base in ``history``: no landing has it, so no day's job replaces a base."""
+
 HISTORY = Table(
     name="history",
     grain="user × day",
@@ -341,11 +356,17 @@ HISTORY = Table(
             _column(
                 "behaviours",
                 _BEHAVIOURS,
-                "what the landing of this day brought (late rows included), by (observed_ts, sample_id)",
+                "what the landing of this day brought (late rows included), by (observed_ts, sample_id); in a base, the newest "
+                "lifelong.max_history of all days that it replaced",
                 required=True,
             ),
+            _column("landed", pa.list_(pa.date32()), "base only: the landing day of each behaviour"),
+            _column("leaf", pa.list_(pa.int16()), "base only: the cluster of each behaviour, −1 if it has none yet"),
+            _column("joined", pa.int64(), "base only: behaviours that joined clusters since they were made from scratch"),
+            _column("fusion_version", pa.string(), "base only: vectors that were clustered; null if none were"),
+            _column("refresh_date", pa.date32(), "base only: the last day that it holds"),
             _BUCKET,
-            _column("date", pa.date32(), "the landing day", required=True),
+            _column("date", pa.date32(), "the landing day; 1900-01-01 for a base", required=True),
         ]
     ),
     key=("date", "user_id"),

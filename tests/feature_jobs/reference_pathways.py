@@ -111,7 +111,7 @@ class Reference:
     def day(self, day: dt.date, events: Sequence[Row], every: bool = False) -> DayResult:
         """Take a day in, after the days before it; ``every`` is a backfill's view of landings."""
         samples, dropped = self.samples(day, events, every)
-        pathways = {user: self._pathway(user, day) for user in {sample["user_id"] for sample in samples}}
+        pathways = {user: self.pathway(user, day) for user in {sample["user_id"] for sample in samples}}
         present = {row["landing_date"] for row in events}
         sampled = {
             row["landing_date"]
@@ -231,7 +231,8 @@ class Reference:
         own = log_bucket(play, settings.play_log_base)
         return sum(other <= own for other in plays) / len(plays) if plays and bucket >= 0 else None
 
-    def _pathway(self, user: str, day: dt.date) -> Row:
+    def pathway(self, user: str, day: dt.date) -> Row:
+        """What is known of a user when a day begins: ``short``, ``positive``, ``pending`` (behaviours), ``static``."""
         start = day_start(day, self.config).astimezone(dt.UTC)
         known = sorted((entry for entry in self.taken[user] if entry["entered"] is not None), key=place)
         pending = sorted((entry for entry in self.taken[user] if entry["entered"] is None), key=place)
@@ -262,7 +263,7 @@ class Reference:
             (entry["duration_bucket"], log_bucket(entry["play_time_ms"], self.config.samples.play_log_base)) for entry in known
         )
         ages = {(day - entry["date"]).days for entry in self.taken[user]}
-        pathway, snapshot = self._pathway(user, day), self._snapshot(user, day)
+        pathway, snapshot = self.pathway(user, day), self._snapshot(user, day)
         return {
             **{name: snapshot.get(name) for name in ("age_band", "gender", "region", "device", "register_ts")},
             "snapshot_date": snapshot.get("date"),
