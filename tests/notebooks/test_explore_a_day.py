@@ -15,7 +15,7 @@ def test_the_notebook_runs(simulated_lake, monkeypatch):
     notebook = nbformat.read(NOTEBOOKS / "explore_a_day.ipynb", as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 5
     assert not [output for output in outputs if output.output_type == "error"]
 
 
