@@ -117,7 +117,7 @@ def search(lake: Lake, table: Table, people: People, group: FileGroup) -> dict[s
     unreadable = [path for path, rows in looks.items() if rows is None]
     columns = {path: rows.column(0) for path, rows in looks.items() if rows is not None}
     found_in: dict[str, int] = {}
-    if table is QUARANTINE:
+    if _is_quarantine(table):
         partitions = dict(group.files)
         for path, texts in columns.items():
             found_in[path] = pc.sum(_mentioning(texts, partitions[path], people)).as_py() or 0
@@ -157,12 +157,16 @@ def rewrite(lake: Lake, table: Table, people: People, group: FileGroup) -> dict[
     return result
 
 
+def _is_quarantine(table: Table) -> bool:
+    return table.name == QUARANTINE.name  # by name: what a task receives is a copy
+
+
 def _searched(table: Table) -> str:
-    return "row_json" if table is QUARANTINE else USER_COLUMN
+    return "row_json" if _is_quarantine(table) else USER_COLUMN
 
 
 def _theirs(table: Table, column: pa.ChunkedArray, partition: dict[str, str], people: People) -> pa.ChunkedArray | pa.Array:
-    if table is QUARANTINE:
+    if _is_quarantine(table):
         return _mentioning(column, partition, people)
     return pc.is_in(column, value_set=people.ids)
 

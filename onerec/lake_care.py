@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import yaml
 
 from schemas.config import RetentionSection
@@ -22,7 +23,8 @@ def user_state_days_to_drop(days: list[dt.date], retention: RetentionSection) ->
 
 
 def vacuum_lake(lake: Lake, *, dry_run: bool) -> dict[str, Any]:
-    """Apply the retention: old ``user_state`` days, then files older than ``retention.file_hours`` that no version needs."""
+    """Apply the retention: old ``user_state`` days, then what is older than ``retention.file_hours`` and needed by nobody:
+    files that no version names (of old versions, of runs that were killed) and what runs were killed while they prepared."""
     state = lake.open_table(USER_STATE)
     partitions = pa.table(state.get_add_actions(flatten=True))
     days = (
@@ -33,16 +35,43 @@ def vacuum_lake(lake: Lake, *, dry_run: bool) -> dict[str, Any]:
     drop = user_state_days_to_drop(days, lake.config.retention)
     if drop and not dry_run:
         state.delete(" OR ".join(f"date = '{day.isoformat()}'" for day in drop))
+    hours = lake.config.retention.file_hours
     files = {
-        table.name: len(lake.open_table(table).vacuum(lake.config.retention.file_hours, dry_run=dry_run))
+        # full: also the files of killed runs, which no version has ever named
+        table.name: len(lake.open_table(table).vacuum(hours, dry_run=dry_run, enforce_retention_duration=False, full=True))
         for table in TABLES.values()
     }
+    leftovers = _leftovers(lake, dt.datetime.now(dt.UTC) - dt.timedelta(hours=hours))
+    if not dry_run:
+        for filesystem, info in leftovers:
+            (filesystem.delete_dir if info.type is pafs.FileType.Directory else filesystem.delete_file)(info.path)
     return {
         "step": "lake vacuum",
         "dry_run": dry_run,
         "user_state_days_dropped": [day.isoformat() for day in drop],
         "files": files,
+        "leftovers": len(leftovers),
     }
+
+
+def _leftovers(lake: Lake, before: dt.datetime) -> list[tuple[pafs.FileSystem, pafs.FileInfo]]:
+    """What killed runs left beside the tables, untouched since ``before``: folders that were being prepared, temporary files."""
+    found = []
+    for folder in ("", "cache", "registry", "shards", "training"):
+        filesystem, root = lake.filesystem(*filter(None, [folder]))
+        infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=folder != "", allow_not_found=True))
+        tops = [info for info in infos if _is_temporary(info.base_name)]
+        for top in tops:
+            if any(top.path.startswith(f"{outer.path}/") for outer in tops):
+                continue  # goes with it
+            within = [info for info in infos if info.path.startswith(f"{top.path}/") and info.type is pafs.FileType.File]
+            if all(info.mtime < before for info in within or [top]):
+                found.append((filesystem, top))
+    return found
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".staging-") or name.endswith(".tmp")
 
 
 def read_prices(path: Path) -> float:

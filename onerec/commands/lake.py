@@ -147,7 +147,8 @@ def vacuum(lake: LakeOption, as_json: JsonOption = False, dry_run: DryRunOption 
         print_json(report)
         return
     days = ", ".join(report["user_state_days_dropped"]) or "none"
-    print(f"{'would drop' if dry_run else 'dropped'} user_state days: {days}; files: {sum(report['files'].values())}")
+    counts = f"files: {sum(report['files'].values())}; leftovers of killed runs: {report['leftovers']}"
+    print(f"{'would drop' if dry_run else 'dropped'} user_state days: {days}; {counts}")
 
 
 def status(lake: LakeOption, date: DateOption, as_json: JsonOption = False) -> None:

@@ -2,13 +2,16 @@
 
 import datetime as dt
 import json
+import os
+import time
+from pathlib import Path
 
 import pytest
 from deltalake import CommitProperties
 
-from feature_jobs.samples_inputs import samples_note
+from feature_jobs.samples_notes import samples_note
 from onerec.command_line import run
-from onerec.lake_care import user_state_days_to_drop
+from onerec.lake_care import user_state_days_to_drop, vacuum_lake
 from onerec.lake_view import costs, day_status
 from schemas.config import RetentionSection
 from schemas.errors import GateFailed
@@ -44,6 +47,47 @@ def test_vacuum_drops_what_the_retention_says_and_a_rehearsal_nothing(make_lake,
     assert run(["lake", "vacuum", "--lake", lake.root]) == 0
     assert lake.read(USER_STATE)["date"].to_pylist() == [dt.date(2026, 1, 8)]
     assert "2026-01-05, 2026-01-06, 2026-01-07" in capfd.readouterr().out
+
+
+def aged(path: Path, hours: float) -> Path:
+    """The file (made, if it is not there), last written some hours ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_bytes(b"x")
+    moment = time.time() - 3600 * hours
+    os.utime(path, (moment, moment))
+    return path
+
+
+def test_vacuum_removes_files_that_nobody_needs_once_they_are_old(make_lake):
+    lake = make_lake(retention={"user_state_days": 1, "user_state_checkpoints": 1, "file_hours": 24})
+    for number in range(2):
+        write_rows(lake, USER_STATE, [state_row(dt.date(2026, 1, 5) + dt.timedelta(days=number))])
+    version = lake.table_version(USER_STATE)
+    live = [aged(Path(uri), 100) for uri in lake.open_table(USER_STATE).file_uris()]
+    root = Path(lake.root)
+    partition = live[0].parent
+    old = [
+        aged(partition / "part-of-a-killed-run.parquet", 25),
+        aged(root / "cache" / ".staging-1" / "deep" / "file", 25),
+        aged(root / "registry" / "release" / ".staging-2" / "release.json", 25),
+        aged(root / "stale.json.0f.tmp", 25),
+    ]
+    young = [
+        aged(partition / "part-of-a-running-run.parquet", 23),
+        aged(root / "cache" / ".staging-3" / "file", 23),
+        aged(root / "cache" / "items-0" / "complete", 1000),
+        aged(root / "suppression.json", 1000),
+    ]
+    aged(root / "cache" / ".staging-3" / "older", 1000)
+    assert vacuum_lake(lake, dry_run=True)["leftovers"] == 3, "two folders and a file"
+    assert all(path.exists() for path in (*old, *young, *live))
+    report = vacuum_lake(lake, dry_run=False)
+    assert report["files"][USER_STATE.name] == 1
+    assert [path for path in old if path.exists()] == []
+    assert [path for path in young if not path.exists()] == []
+    assert lake.read(USER_STATE)["date"].to_pylist() == [dt.date(2026, 1, 6)]
+    assert lake.read(USER_STATE, version=version).num_rows == 2, "who reads the version before still can, for a day"
 
 
 def test_status_tells_done_failed_stale_missing_and_late(make_lake):
