@@ -6,7 +6,8 @@ too, follow; at the end every user column of every file is searched. Whatever wa
 is run again. Trained models and the landing zone are not part of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
 from feature_jobs.bucket_files import live_files
 from feature_jobs.forget_cache import forget_in_cache, search_cache
@@ -23,9 +25,9 @@ from feature_jobs.forget_log import cut_log, drop_old_files, log_mentions
 from feature_jobs.forget_shards import forget_in_shards, search_shards
 from feature_jobs.partition_files import commit_files
 from schemas.errors import BadInput
-from schemas.lake import Lake, damage_named
+from schemas.lake import Lake, damage_named, first_line
 from schemas.runs import StepRun, TableCounts, step_run
-from schemas.suppression import suppress
+from schemas.suppression import locked, suppress
 from schemas.tables import QUARANTINE, TABLES, Table
 
 if TYPE_CHECKING:
@@ -72,12 +74,12 @@ def rows_to_forget(lake: Lake, users: Sequence[str], spark: "SparkSession | None
 def run(lake: Lake, users: Sequence[str], spark: "SparkSession | None" = None) -> StepRun:
     """Forget these users; with ``spark``, in its tasks.
 
-    Raises BadInput if another process writes the same files meanwhile, or brings some of the users back; RuntimeError if the
-    search at the end finds one though nobody else wrote (a fault of ours).
+    One run at a time, where the filesystem has locks. Raises BadInput if another process writes the same tables meanwhile or
+    brings some of the users back, RuntimeError if the search at the end finds one though nobody else wrote (a fault of ours).
     """
     people, tasks = People.of(lake, users), Tasks(spark)
     shards = lake.local_path("shards")
-    with step_run(lake, "forget") as step:
+    with step_run(lake, "forget") as step, locked(lake, "forget"), _conflicts_named(lake):
         step.extra["newly_suppressed"] = suppress(lake, users)
         for table in personal_tables():
             step.table(table, _forget_in(lake, table, people, tasks))
@@ -94,6 +96,16 @@ def run(lake: Lake, users: Sequence[str], spark: "SparkSession | None" = None) -
         suppress(lake, users)
         step.extra["proof"] = prove(lake, people, tasks, versions)
     return step
+
+
+@contextmanager
+def _conflicts_named(lake: Lake) -> Iterator[None]:
+    try:
+        yield
+    except DeltaError as error:
+        raise BadInput(
+            f"{lake.root}: a table changed or is damaged ({first_line(error)}); end what else writes, and run this again"
+        ) from error
 
 
 def prove(lake: Lake, people: People, tasks: Tasks, versions: dict[str, int]) -> dict[str, dict[str, int]]:

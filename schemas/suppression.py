@@ -73,7 +73,7 @@ def suppress(lake: Lake, user_ids: Iterable[str]) -> int:
 
     The list is written anew even if it has them all, so that steps under way see that people are being forgotten.
     """
-    with _lock(lake):
+    with locked(lake, "suppression"):
         present = suppressed_users(lake)
         grown = Suppression(present.salt or secrets.token_hex(16), present.hashes)
         hashes = grown.hashes | {grown.hash_of(user) for user in user_ids}
@@ -114,8 +114,9 @@ def _look(lake: Lake) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _lock(lake: Lake) -> Iterator[None]:
-    filesystem, path = lake.filesystem(f".{SUPPRESSION_FILE}.lock")
+def locked(lake: Lake, name: str) -> Iterator[None]:
+    """One process at a time, where the filesystem has locks; a kill releases it."""
+    filesystem, path = lake.filesystem(f".{name}.lock")
     if not isinstance(filesystem, pafs.LocalFileSystem):  # an object store has none: who wrote looks again (forget)
         yield
         return

@@ -2,64 +2,36 @@
 
 import datetime as dt
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import CommitProperties, write_deltalake
 
-from feature_jobs import forget, forget_shards, rsft, shards
-from feature_jobs.partition_files import commit_notes
+from feature_jobs import forget, forget_log, forget_shards, rsft, shards
+from feature_jobs.partition_files import PartitionFile, commit_notes
 from schemas.errors import BadInput
 from schemas.lake import Lake
+from schemas.registry import Registry
 from schemas.suppression import SUPPRESSION_FILE, suppressed_users
-from schemas.tables import EVENTS, HISTORY, PIPELINE_RUNS, QUARANTINE, USER_STATE, Table
+from schemas.tables import HISTORY, PIPELINE_RUNS, QUARANTINE, Table
 from schemas.tables import USERS as USERS_TABLE
 from tests.feature_jobs import shard_lake
-from tests.feature_jobs.shard_lake import DAY, ITEM_IDS, MIDNIGHT, USERS
-from tests.lake_rows import write_rows
+from tests.feature_jobs.forget_lake import GONE, filled
+from tests.feature_jobs.shard_lake import DAY, ITEM_IDS, MIDNIGHT
+from tests.lake_rows import user_bucket, write_rows
 
-GONE = ["李雷", "it's me", "anna"]
 TABLES_OF_USERS = [table for table in forget.personal_tables() if table is not QUARANTINE]
 
 
 @pytest.fixture
 def lake(make_lake: Callable[..., Lake]) -> Lake:
-    """A lake in which every user has a row in every table."""
-    made = make_lake()
-    for seed, date in enumerate([DAY - dt.timedelta(days=1), DAY]):
-        shard_lake.fill(made, seed=seed, date=date)
-    shard_lake.fill_items(made)
-    shard_lake.fill_lifelong(made, DAY - dt.timedelta(days=3), USERS, seed=1)
-    for users in (USERS[:5], [*USERS[5:], "it's me"]):
-        for user in users:
-            write_rows(made, EVENTS, [event(user)])
-        write_rows(made, USERS_TABLE, [{"user_id": user, "date": DAY} for user in users])
-        write_rows(made, HISTORY, [{"user_id": user, "behaviours": [], "date": DAY} for user in users])
-        lists = ("short", "positive", "pending", "recent_items", "watch_histogram", "landings_seen")
-        empty: dict[str, Any] = {name: [] for name in lists}
-        state = empty | {"active_days": 1, "behaviours": 0, "date": DAY}
-        write_rows(made, USER_STATE, [state | {"user_id": user} for user in users])
-    rejected = [
-        json.dumps({"user_id": "anna", "play_time_ms": -1}),
-        json.dumps({"user_id": "bert", "item_id": "anna"}),
-        json.dumps({"row": {"user_id": "it's me"}}),
-        "not JSON, anna,3",
-        "not JSON, annabel,3",
-        json.dumps({"user_id": "李雷"}, ensure_ascii=False),
-    ]
-    write_rows(
-        made, QUARANTINE, [{"table_name": "events", "date": DAY, "row_json": row, "reasons": ["x: y"]} for row in rejected]
-    )
-    return made
-
-
-def event(user: str) -> dict[str, Any]:
-    times = dict.fromkeys(("request_ts", "ts", "observed_ts", "ingested_at"), MIDNIGHT)
-    ids = {"impression_id": f"imp {user}", "request_id": "r", "user_id": user, "item_id": "i1"}
-    return ids | times | {"play_time_ms": 0, "date": DAY, "landing_date": DAY}
+    return filled(make_lake())
 
 
 def users_of(lake: Lake, table: Table) -> list[str]:
@@ -99,6 +71,71 @@ def test_notes_of_commits_survive_the_log(lake: Lake) -> None:
         forget.run(lake, ["anna"])
         assert list(commit_notes(lake.open_table(HISTORY))) == ["first", "second"]
         assert lake.open_table(HISTORY).metadata().configuration["delta.logRetentionDuration"] == "interval 30 days"
+        forget_log._carry_notes(lake, HISTORY)  # and the run is killed there
+
+
+def test_ids_that_are_numbers_are_not_taken_for_other_numbers_of_the_log(lake: Lake) -> None:
+    """Buckets, counts and settings are texts in a log, too."""
+    users = [str(number) for number in range(60)]
+    write_rows(lake, HISTORY, [{"user_id": user, "behaviours": [], "date": DAY} for user in users])
+    report = forget.run(lake, users[:51]).to_json()
+    assert {counts.get("log_mentions", 0) for counts in report["proof"].values()} == {0}
+    assert report["tables"]["history"]["rows_dropped"] == {"forgotten": 51}
+
+
+def test_rewritten_files_say_what_they_hold(lake: Lake) -> None:
+    """Their statistics, which engines skip files by, are those of the rows that stayed, in whatever order these lie."""
+    write_rows(lake, USERS_TABLE, [{"user_id": user, "date": MIDNIGHT.date()} for user in ("m", "z", "anna", "b")])
+    forget.run(lake, ["anna"])
+    for table in TABLES_OF_USERS:
+        for action in pa.table(lake.open_table(table).get_add_actions(flatten=True)).to_pylist():
+            rows = pq.read_table(f"{lake.root}/{table.name}/{unquote(action['path'])}", columns=["user_id"], partitioning=None)
+            users = rows["user_id"].to_pylist()
+            bounds = (action["num_records"], action["min.user_id"], action["max.user_id"])
+            assert bounds == (len(users), min(users), max(users)), table.name
+
+
+def test_files_of_killed_runs_go_if_they_hold_them(lake: Lake) -> None:
+    bucket = {"date": DAY.isoformat(), "user_bucket": str(user_bucket("anna", 4))}
+    other = next(user for user in shard_lake.USERS if user_bucket(user, 4) != user_bucket("anna", 4))
+    reports = {}
+    for users in (["anna", "zoë"], ["nobody"]):
+        file = PartitionFile(lake, HISTORY, bucket)
+        file.write(
+            pa.table({"user_id": users, "behaviours": pa.array([[]] * len(users), HISTORY.schema.field("behaviours").type)})
+        )
+        reports[users[0]] = (file.close() or {})["path"]
+    folder = Path(lake.root) / HISTORY.name
+    broken = Path(reports["anna"]).with_name("half-written.parquet")
+    elsewhere = Path(reports["anna"].replace(f"user_bucket={bucket['user_bucket']}", f"user_bucket={user_bucket(other, 4)}"))
+    for path in (broken, elsewhere.with_name("half-written.parquet")):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"PAR1")
+    report = forget.run(lake, ["anna"]).to_json()
+    assert report["proof"]["history"]["other_files"] == 2, (
+        "those that are nothing of hers stay, a run may be about to commit them"
+    )
+    assert (folder / reports["nobody"]).exists()
+    assert not (folder / reports["anna"]).exists()
+    assert not (folder / broken).exists()
+
+
+def test_what_lies_beside_the_tables_goes_too(lake: Lake) -> None:
+    cache, training = Path(lake.root) / "cache", Path(lake.root) / "training" / "pretrain"
+    for name, user in (("snapshots-1", "anna"), ("snapshots-2", "bert")):
+        (cache / name / "user_bucket=1").mkdir(parents=True)
+        pq.write_table(pa.table({"user_id": [user]}), cache / name / "user_bucket=1" / "part.parquet")
+    training.mkdir(parents=True)
+    shown = {"stage": "pretrain", "date": DAY.isoformat(), "users": [{"user_id": "anna"}, {"user_id": "bert"}]}
+    (training / "examples.json").write_text(json.dumps(shown))
+    report = forget.run(lake, ["anna"]).to_json()
+    assert [path.name for path in cache.iterdir()] == ["snapshots-2"]
+    assert json.loads((training / "examples.json").read_text()) == shown | {"users": [{"user_id": "bert"}]}
+    assert (report["cached_folders_removed"], report["examples_removed"]) == (1, 1)
+    assert report["proof"]["examples"] == {"files": 1, "values": 1, "found": 0}
+    published = Registry.of(lake).publish("release", {}, {"examples.json": json.dumps(shown).encode()}).folder
+    with pytest.raises(BadInput, match=re.escape(f"{published}/examples.json: a published model shows some of these people")):
+        forget.run(lake, ["anna"])
 
 
 def test_they_stay_out_by_a_list_that_does_not_name_them(lake: Lake) -> None:
@@ -108,6 +145,8 @@ def test_they_stay_out_by_a_list_that_does_not_name_them(lake: Lake) -> None:
     listed = suppressed_users(lake)
     assert [user in listed for user in ("anna", "bert", "zoë 🙂")] == [True, True, False]
     assert len(listed.hashes) == 2
+    asked = pa.chunked_array([["bert", None, "x"], ["anna", "bert"]])
+    assert listed.mask(asked).to_pylist() == [True, False, False, True, True]
     assert set(forget.rows_to_forget(lake, ["anna"]).values()) == {0}, "after the log was cut, too"
     text = (Path(lake.root) / SUPPRESSION_FILE).read_text()
     assert "anna" not in text

@@ -1,0 +1,165 @@
+"""Runs our commands in processes of their own that are killed: at a named point of the code, or from outside at any time.
+
+A command is killed with everything it started (its Java virtual machine and, at the latest with that, its workers), as by
+a machine that is switched off. ``sitecustomize`` puts the point into every Python of the run, so it may lie in a task.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from schemas.lake import Lake, open_lake
+from schemas.tables import PIPELINE_RUNS, TABLES, Table
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SECONDS = 300
+UNLIKE = {"ingested_at", "users_version"}
+"""Columns that differ between two lakes of one content: when a row came in, and a table's count of its commits."""
+_SITE = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
+
+module, _, name = os.environ["KILLED_AT"].partition(":")
+nth, when, counter = int(os.environ["KILLED_NTH"]), os.environ["KILLED_WHEN"], os.environ["KILLED_COUNTER"]
+os.environ.setdefault("KILLED_GROUP", str(os.getpgrp()))
+
+def die():
+    stream = os.open(counter, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(stream, b".")
+    if os.fstat(stream).st_size == nth + 1:
+        os.killpg(int(os.environ["KILLED_GROUP"]), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def deadly(function):
+    def call(*arguments, **options):
+        if when == "before":
+            die()
+        result = function(*arguments, **options)
+        if when == "after":
+            die()
+        return result
+    return call
+
+class Finder(MetaPathFinder):
+    def find_spec(self, fullname, path, target=None):
+        if fullname != module:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        execute = spec.loader.exec_module
+        def patched(loaded):
+            execute(loaded)
+            *owners, last = name.split(".")
+            owner = loaded
+            for part in owners:
+                owner = getattr(owner, part)
+            setattr(owner, last, deadly(getattr(owner, last)))
+        spec.loader.exec_module = patched
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A call of a function (``package.module:name``) before or after which a run is killed; calls are counted from 0 over all
+    of the run's processes."""
+
+    at: str
+    nth: int = 0
+    when: str = "before"
+
+    def __str__(self) -> str:
+        return f"{self.when} call {self.nth} of {self.at.partition(':')[2]}"
+
+
+def start(arguments: list[str], **environment: str) -> "subprocess.Popen[str]":
+    """Start ``onerec`` with these arguments, in a process group of its own."""
+    command = [sys.executable, "-m", "onerec", *arguments]
+    pipe = subprocess.PIPE
+    env = os.environ | environment
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def run_killed(arguments: list[str], point: Point) -> None:
+    """Run ``onerec`` until it is killed at the point. Fails if it never got there."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "sitecustomize.py").write_text(_SITE)
+        path = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+        at = {"KILLED_AT": point.at, "KILLED_NTH": str(point.nth), "KILLED_WHEN": point.when}
+        run = start(arguments, PYTHONPATH=path, KILLED_COUNTER=f"{folder}/calls", **at)
+        _, said = run.communicate(timeout=SECONDS)
+        assert run.returncode == -signal.SIGKILL, f"never came to {point}: exit {run.returncode}\n{said[-2000:]}"
+
+
+def run_killed_after(arguments: list[str], seconds: float) -> bool:
+    """Run ``onerec`` and kill it after some seconds; whether it was still running."""
+    run = start(arguments)
+    try:
+        run.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate(timeout=SECONDS)
+        return True
+    return False
+
+
+@contextmanager
+def copied(lake: Lake, to: Path) -> Iterator[Lake]:
+    """A copy of a lake, removed at the end."""
+    shutil.copytree(lake.root, to)
+    try:
+        yield open_lake(str(to))
+    finally:
+        shutil.rmtree(to, ignore_errors=True)
+
+
+def contents(lake: Lake) -> dict[str, list[str]]:
+    """Every table's rows (but for UNLIKE), sorted, and what the manifests of shards name; not the runs' own records."""
+    tables = {table.name: _rows(lake.read(table)) for table in TABLES.values() if table is not PIPELINE_RUNS}
+    shards = Path(lake.root) / "shards"
+    manifests = {}
+    for path in sorted([*shards.glob("date=*/*.json"), *shards.glob("lifelong/*/*.json")]):
+        manifest = json.loads(path.read_text())
+        manifests[str(path.relative_to(shards))] = [json.dumps(manifest.get(key)) for key in ("counts", "files", "lifelong")]
+    return tables | manifests
+
+
+def differences(lake: Lake, clean: dict[str, list[str]]) -> list[str]:
+    """Names of the tables and manifests that are not as in a clean run."""
+    found = contents(lake)
+    return [name for name in sorted(found.keys() | clean.keys()) if found.get(name) != clean.get(name)]
+
+
+def _rows(table: pa.Table) -> list[str]:
+    kept = table.select([name for name in table.column_names if name not in UNLIKE])
+    return sorted(repr(row) for row in kept.to_pylist())
+
+
+def partitions_by_version(lake: Lake, table: Table, since: int) -> list[dict[tuple[str, ...], list[str]]]:
+    """For each version after ``since``, what a reader of it sees: the rows of each day (the partition but for the bucket)."""
+    names = [name for name in table.partition_by if name != "user_bucket"]
+    seen = []
+    for version in range(since + 1, lake.table_version(table) + 1):
+        days: dict[tuple[str, ...], list[str]] = {}
+        rows = lake.read(table, version=version)
+        for row, day in zip(_unsorted(rows), zip(*(rows[name].to_pylist() for name in names), strict=True), strict=True):
+            days.setdefault(tuple(map(str, day)), []).append(row)
+        seen.append({day: sorted(of_day) for day, of_day in days.items()})
+    return seen
+
+
+def _unsorted(table: pa.Table) -> list[str]:
+    kept = table.select([name for name in table.column_names if name not in UNLIKE])
+    return [repr(row) for row in kept.to_pylist()]
