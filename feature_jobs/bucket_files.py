@@ -7,7 +7,7 @@ users a second time. Here the driver reads the Delta logs once, and each task op
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -23,6 +23,8 @@ from schemas.tables import Table
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def _relaxed_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def run_by_bucket(spark: "SparkSession", buckets: Sequence[int], work: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Call ``work(bucket)`` once in a task of its own for each bucket; its (small, JSON) results in the order given.
+def run_by_bucket(spark: "SparkSession", buckets: Sequence[int], work: Callable[[int], Result]) -> list[Result]:
+    """Call ``work(bucket)`` once in a task of its own for each bucket; its results (small, JSON) in the order given.
 
     Raises BadInput with a task's message if it raised one.
     """

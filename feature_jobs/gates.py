@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_jobs.samples_notes import COVERED, newest_notes
 from schemas.config import GatesSection
 from schemas.errors import BadInput, GateFailed
 from schemas.lake import Lake
@@ -19,9 +20,12 @@ COLUMNS = tuple(name for name in DAILY_SAMPLES.schema.names if name != "watch_qu
 
 @dataclass(frozen=True)
 class DayFigures:
-    """Figures of a day's samples: ``rows``, nulls by column, true labels by name, and the trailing days (None without any)."""
+    """Figures of a day's samples: ``rows``, distinct users and items, nulls by column, true labels by name, and the trailing
+    days (None without any)."""
 
     rows: int
+    users: int
+    items: int
     nulls: Mapping[str, int]
     labels: Mapping[str, int]
     trailing: "Trailing | None"
@@ -29,11 +33,14 @@ class DayFigures:
 
 @dataclass(frozen=True)
 class Trailing:
-    """Published days before: how many, mean rows a day, and the share of nulls of each column whose nulls Delta counts."""
+    """Published days before: how many, mean rows a day, and the share of nulls of each column whose nulls Delta counts;
+    mean distinct users and items a day (``coverage``), and of how many days they are known."""
 
     days: int
     rows: float
     null_share: Mapping[str, float]
+    coverage_days: int
+    coverage: Mapping[str, float]
 
 
 def check_gate_names(gates: GatesSection) -> None:
@@ -48,20 +55,25 @@ def check_gate_names(gates: GatesSection) -> None:
 
 
 def trailing_figures(lake: Lake, date: dt.date, days: int, version: int) -> Trailing | None:
-    """Figures of the published days among the ``days`` before ``date``, from the table's log."""
-    actions = pa.table(lake.open_table(DAILY_SAMPLES, version).get_add_actions(flatten=True))
+    """Figures of the published days among the ``days`` before ``date``, from the table's log: its files' statistics, and what
+    each day's commit noted of users and items."""
+    opened = lake.open_table(DAILY_SAMPLES, version)
+    actions = pa.table(opened.get_add_actions(flatten=True))
     if not len(actions):
         return None
     day = actions["partition.date"]
     trailing = actions.filter(
         pc.and_(pc.greater_equal(day, pa.scalar(date - dt.timedelta(days=days))), pc.less(day, pa.scalar(date)))
     )
-    published, rows = len(pc.unique(trailing["partition.date"])), pc.sum(trailing["num_records"]).as_py()
+    published, rows = set(trailing["partition.date"].to_pylist()), pc.sum(trailing["num_records"]).as_py()
     if not rows:
         return None
     counted = [name for name in COLUMNS if f"null_count.{name}" in trailing.column_names]
     nulls = {name: pc.sum(trailing[f"null_count.{name}"]).as_py() for name in counted}
-    return Trailing(published, rows / published, {name: count / rows for name, count in nulls.items() if count is not None})
+    shares = {name: count / rows for name, count in nulls.items() if count is not None}
+    noted = [note.coverage for day, note in newest_notes(opened).items() if day in published and note.coverage]
+    means = {name: sum(coverage[name] for coverage in noted) / len(noted) for name in COVERED} if noted else {}
+    return Trailing(len(published), rows / len(published), shares, len(noted), means)
 
 
 def check_gates(figures: DayFigures, gates: GatesSection, date: dt.date) -> None:
@@ -77,6 +89,9 @@ def check_gates(figures: DayFigures, gates: GatesSection, date: dt.date) -> None
     before = figures.trailing if figures.trailing and figures.trailing.days >= gates.volume_min_days else None
     if before:
         judge("volume_ratio", figures.rows / before.rows, *gates.volume_ratio)
+    if figures.trailing and figures.trailing.coverage_days >= gates.volume_min_days:
+        for name, ratio in (("users", gates.user_ratio), ("items", gates.item_ratio)):
+            judge(f"{name[:-1]}_ratio", getattr(figures, name) / figures.trailing.coverage[name], *ratio)
     if figures.rows:
         for column, share in before.null_share.items() if before else ():
             rise = figures.nulls[column] / figures.rows - share

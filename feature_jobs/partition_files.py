@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable
+from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
@@ -76,7 +76,7 @@ class PartitionFile:
         for column, name in zip(columns, self._schema.names, strict=True):
             self._nulls[name] += column.null_count
         if "user_id" in self._nulls:
-            bounds = pc.min_max(rows["user_id"]).as_py()
+            bounds = pc.min_max(columns[self._schema.get_field_index("user_id")]).as_py()
             self._users = [min([*self._users[:1], bounds["min"]]), max([*self._users[1:], bounds["max"]])]
 
     def close(self) -> FileReport | None:
@@ -130,26 +130,36 @@ def commit_files(
     ]
     properties = CommitProperties(max_commit_retries=0, custom_metadata={"userMetadata": note} if note else None)
     for _ in range(COMMIT_ATTEMPTS):
-        target = lake.open_table(table)
-        if read and target.version() != read[0]:
-            _check_unchanged(lake, table, read, target.version())
-        check_nobody_forgotten(lake)
-        _check_present(lake, table, added)
-        removes = _removals(live_files(target, table), replaced, table)
-        if not adds and not removes:
-            return
         try:
-            target.create_write_transaction(
-                [*adds, *removes],
-                "append",
-                target.schema(),
-                partition_by=list(table.partition_by),
-                commit_properties=properties,
-            )
+            target = _with_declared_columns(lake, table)
+            if read and target.version() != read[0]:
+                _check_unchanged(lake, table, read, target.version())
+            check_nobody_forgotten(lake)
+            _check_present(lake, table, added)
+            removes = _removals(live_files(target, table), replaced, table)
+            if adds or removes:
+                target.create_write_transaction(
+                    [*adds, *removes],
+                    "append",
+                    target.schema(),
+                    partition_by=list(table.partition_by),
+                    commit_properties=properties,
+                )
             return
         except CommitFailedError:
             continue
     raise BadInput(f"{lake.table_uri(table)}: other processes keep writing it; run this again when they have ended")
+
+
+def _with_declared_columns(lake: Lake, table: Table) -> DeltaTable:
+    """The table at its newest version; columns declared since the lake was made are added, null in the files there are."""
+    opened = lake.open_table(table)
+    present = {column.name for column in opened.schema().fields}
+    missing = pa.schema([column for column in table.schema if column.name not in present])
+    if not len(missing):
+        return opened
+    opened.alter.add_columns(Schema.from_arrow(missing).fields)
+    return lake.open_table(table)
 
 
 CARRIED_NOTES = "onerecNotes"

@@ -1,34 +1,34 @@
-"""``onerec samples``: a day's deduplicated, labelled impressions, behind quality gates, published in one commit."""
+"""``onerec samples``: a day's deduplicated, labelled impressions, behind quality gates, published in one commit.
+
+Nothing is shuffled. Two passes over the day's events, one Spark task a user bucket: the first counts plays for the day's
+watch-time quantile (a dozen columns, a few bytes a row out), the second labels, looks the quantile up and writes the bucket's
+file; the driver judges the figures and commits all files at once, or discards them.
+"""
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.dataset as pads
 
-from feature_jobs.bucket_files import BucketFiles
-from feature_jobs.gates import COLUMNS, LABELS, DayFigures, Trailing, check_gate_names, check_gates, trailing_figures
-from feature_jobs.samples_inputs import (
-    PreviousState,
-    event_partitions,
-    events_to_label,
-    previous_state,
-    read_table,
-    sample_landings,
-    samples_note,
-)
-from feature_jobs.samples_labels import LABELLED_COLUMNS, STATE_COLUMNS, check_positive, label_samples
+from feature_jobs.bucket_files import bucket_files, run_by_bucket
+from feature_jobs.gates import DayFigures, check_gate_names, check_gates, trailing_figures
+from feature_jobs.item_versions import item_versions
+from feature_jobs.partition_files import FileReport, commit_files
+from feature_jobs.samples_bucket import SampleInputs, count_bucket, write_bucket
+from feature_jobs.samples_cells import cell_folder, distinct_items, merge_plan
+from feature_jobs.samples_inputs import event_partitions, previous_state, sample_landings
+from feature_jobs.samples_labels import check_positive
+from feature_jobs.samples_notes import samples_note
 from feature_jobs.stale import clear_stale
-from feature_jobs.user_state import STATE
-from schemas.config import Config
 from schemas.errors import BadInput
-from schemas.lake import Lake
+from schemas.lake import Lake, filesystem_of
 from schemas.runs import StepRun, TableCounts, step_run
 from schemas.tables import DAILY_SAMPLES, EVENTS, ITEMS, USER_STATE
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
 STEP = "samples"
 
@@ -47,8 +47,6 @@ def run_samples(spark: "SparkSession", lake: Lake, date: dt.date, *, every_landi
 
 
 def _samples(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bool, run: StepRun) -> None:
-    from pyspark import StorageLevel
-
     settings = lake.config.samples
     check_positive(settings.positive)
     check_gate_names(settings.gates)
@@ -61,107 +59,62 @@ def _samples(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bo
             f"{lake.table_uri(EVENTS)}: no events of {date}; run `onerec ingest --date {date}` first "
             "(a day that is empty by right: --set samples.gates.min_rows=0)"
         )
-    events = day_events(read_table(spark, lake, EVENTS, version), date, landings)
-    items = read_table(spark, lake, ITEMS, run.reads(lake, ITEMS))
-    labelled = labelled_by_bucket(events_to_label(events, items), before, lake.config).persist(StorageLevel.MEMORY_AND_DISK)
+    events = bucket_files(lake, EVENTS, version, (pads.field("date") == date) & pads.field("landing_date").isin(landings))
+    items = item_versions(lake, run.reads(lake, ITEMS))
+    with cell_folder(lake) as folder:
+        day = SampleInputs(lake, date, events, before.files, items, folder)
+        distinct = _count(spark, day)
+        reports = run_by_bucket(spark, events.buckets, partial(write_bucket, day))
+    figures = _figures(lake, date, reports, distinct)
+    dropped = _total(reports, "dropped")
+    run.extra |= {
+        "landings": [landing.isoformat() for landing in landings],
+        "items_without_a_version": _total(reports, "counts").get("items_without_a_version", 0),
+        "labels": dict(figures.labels),
+        "users": figures.users,
+        "items": figures.items,
+    }
+    files = [report["file"] for report in reports]
     try:
-        figures, dropped, missing = _figures(
-            labelled, trailing_figures(lake, date, settings.gates.volume_days, lake.table_version(DAILY_SAMPLES))
-        )
-        run.extra |= {
-            "landings": [landing.isoformat() for landing in landings],
-            "items_without_a_version": missing,
-            "labels": dict(figures.labels),
-        }
         check_gates(figures, settings.gates, date)
-        samples = with_day_quantile(labelled.where("dropped IS NULL"))
-        publish(samples, lake, date, samples_note(date, landings))
-    finally:
-        labelled.unpersist()
+    except BaseException:
+        _discard(lake, files)
+        raise
+    note = samples_note(date, landings, {"users": figures.users, "items": figures.items})
+    commit_files(lake, DAILY_SAMPLES, files, pads.field("date") == date, note=note)
     clear_stale(lake, date, STEP)
-    run.table(DAILY_SAMPLES, TableCounts(figures.rows + sum(dropped.values()), figures.rows, rows_dropped=dropped))
+    cut = {reason: count for reason, count in dropped.items() if count}
+    run.table(DAILY_SAMPLES, TableCounts(figures.rows + sum(cut.values()), figures.rows, rows_dropped=cut))
 
 
-def day_events(events: "DataFrame", date: dt.date, landings: list[dt.date]) -> "DataFrame":
-    """The events of a date that came in some landings; partitions are pruned."""
-    from pyspark.sql import functions as F
-
-    chosen = F.col("landing_date").isin(landings) if landings else F.lit(False)
-    return events.where((F.col("date") == F.lit(date)) & chosen)
-
-
-def labelled_by_bucket(events: "DataFrame", before: PreviousState, config: Config) -> "DataFrame":
-    """``label_samples`` over each user bucket (events as EVENT_COLUMNS); a task opens only its own bucket's state."""
-    from pyspark.sql.pandas.types import from_arrow_schema
-
-    labeller = _labeller(before.files, config)
-    return events.groupBy("user_bucket").applyInArrow(labeller, from_arrow_schema(LABELLED_COLUMNS))
+def _count(spark: "SparkSession", day: SampleInputs) -> int:
+    """Lay the day's shares of plays into the run's folder; the day's distinct items."""
+    batches = run_by_bucket(spark, day.events.buckets, partial(count_bucket, day))
+    plan = merge_plan(dict(zip(day.events.buckets, batches, strict=True)))
+    merged = run_by_bucket(spark, range(len(plan)), lambda place: day.folder.merge(*plan[place]))
+    return distinct_items(plan, merged)
 
 
-def _labeller(files: BucketFiles, config: Config) -> Callable[[pa.Table], pa.Table]:
-    def label(events: pa.Table) -> pa.Table:
-        bucket = events["user_bucket"][0].as_py()
-        state = state_of(files, bucket, pc.unique(events["user_id"]))
-        return label_samples(events, state, config)
-
-    return label
-
-
-def state_of(files: BucketFiles, bucket: int, users: pa.Array) -> pa.Table:
-    """What labelling needs of the state of some users of a bucket."""
-    state = files.read(bucket, pa.schema([STATE.field(name) for name in STATE_COLUMNS]))
-    return state.filter(
-        pc.is_in(state["user_id"], value_set=users.combine_chunks() if isinstance(users, pa.ChunkedArray) else users)
+def _figures(lake: Lake, date: dt.date, reports: Sequence[dict[str, Any]], items: int) -> DayFigures:
+    counts = _total(reports, "counts")
+    return DayFigures(
+        rows=counts.get("rows", 0),
+        users=counts.get("users", 0),
+        items=items,
+        nulls=_total(reports, "nulls"),
+        labels=_total(reports, "labels"),
+        trailing=trailing_figures(lake, date, lake.config.samples.gates.volume_days, lake.table_version(DAILY_SAMPLES)),
     )
 
 
-def _figures(labelled: "DataFrame", trailing: Trailing | None) -> tuple[DayFigures, dict[str, int], int]:
-    """The gates' figures, rows dropped by reason, and samples whose item had no version yet; one pass."""
-    from pyspark.sql import functions as F
-
-    counted = labelled.groupBy("dropped").agg(
-        F.count("*").alias("rows"),
-        F.count_if("item_version_missing").alias("missing"),
-        *(F.count_if(F.col(name).isNull()).alias(f"null_{name}") for name in COLUMNS),
-        *(F.count_if(name).alias(f"label_{name}") for name in LABELS),
-    )
-    rows = {row["dropped"]: row.asDict() for row in counted.collect()}
-    kept = rows.pop(None, {})
-    figures = DayFigures(
-        rows=kept.get("rows", 0),
-        nulls={name: kept.get(f"null_{name}", 0) for name in COLUMNS},
-        labels={name: kept.get(f"label_{name}", 0) for name in LABELS},
-        trailing=trailing,
-    )
-    return figures, {reason: row["rows"] for reason, row in rows.items()}, kept.get("missing", 0)
+def _discard(lake: Lake, files: Sequence[FileReport | None]) -> None:
+    """Remove files that no commit will name."""
+    filesystem, root = filesystem_of(lake.table_uri(DAILY_SAMPLES))
+    for file in files:
+        if file is not None:
+            filesystem.delete_file(f"{root}/{file['path']}")
 
 
-def with_day_quantile(samples: "DataFrame") -> "DataFrame":
-    """Add ``watch_quantile_day``: the share of the samples in the same duration bucket whose play time is at most this one's;
-    null in the bucket of unknown lengths.
-
-    Counted over distinct (bucket, play time) cells, so no task sees a bucket's every play.
-    """
-    from pyspark.sql import Window
-    from pyspark.sql import functions as F
-
-    cells = samples.where("duration_bucket >= 0").groupBy("duration_bucket", "play_time_ms").agg(F.count("*").alias("plays"))
-    upto = Window.partitionBy("duration_bucket").orderBy("play_time_ms")
-    whole = Window.partitionBy("duration_bucket")
-    share = F.sum("plays").over(upto) / F.sum("plays").over(whole)
-    quantiles = cells.select("duration_bucket", "play_time_ms", share.alias("watch_quantile_day"))
-    return samples.join(F.broadcast(quantiles), ["duration_bucket", "play_time_ms"], "left")
-
-
-def publish(samples: "DataFrame", lake: Lake, date: dt.date, note: str) -> None:
-    """Replace the date's partitions in one commit, rows in (user_id, request_ts, ts, sample_id) order by bucket."""
-    ordered = samples.select(*DAILY_SAMPLES.schema.names).sortWithinPartitions(
-        "date", "user_bucket", "user_id", "request_ts", "ts", "sample_id"
-    )
-    (
-        ordered.write.format("delta")
-        .mode("overwrite")
-        .option("replaceWhere", f"date = '{date.isoformat()}'")
-        .option("userMetadata", note)
-        .save(lake.table_uri(DAILY_SAMPLES))
-    )
+def _total(reports: Sequence[dict[str, Any]], group: str) -> dict[str, int]:
+    """A group of counts summed over the buckets."""
+    return {name: sum(report[group][name] for report in reports) for name in (reports[0][group] if reports else ())}

@@ -1,4 +1,4 @@
-"""What a day's samples and pathways start from: which landings count, yesterday's state, events with their items.
+"""What a day's samples and pathways start from: which landings count, yesterday's state.
 
 Landings are named, not counted: ``user_state`` of day d lists the landings L of which it has taken in every event with
 date ≤ d (``landings_seen``). Day D adds (date = D, in ``daily_samples``) and (date < D, in a landing it sees for the first
@@ -6,26 +6,21 @@ time), so that each event is taken in once, whatever order landings come in and 
 """
 
 import datetime as dt
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 
 from feature_jobs.bucket_files import BucketFiles, bucket_files
-from feature_jobs.partition_files import commit_notes
-from feature_jobs.samples_labels import EVENT_COLUMNS
+from feature_jobs.samples_notes import newest_notes
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.tables import DAILY_SAMPLES, EVENTS, USER_STATE, Table
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-
-SAMPLES_METADATA = "onerec.daily_samples"
-"""Key in the ``userMetadata`` of a commit of ``daily_samples``: the date and the landings it was made from."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +80,9 @@ def published_landings(lake: Lake, date: dt.date, version: int) -> list[dt.date]
 
     Read from the newest commit for the date. Rows written by another program carry no such note and raise BadInput.
     """
-    for note in commit_notes(lake.open_table(DAILY_SAMPLES, version)):
-        made = json.loads(note).get(SAMPLES_METADATA) if SAMPLES_METADATA in note else None
-        if made and made["date"] == date.isoformat():
-            return [dt.date.fromisoformat(text) for text in made["landings"]]
+    note = newest_notes(lake.open_table(DAILY_SAMPLES, version)).get(date)
+    if note:
+        return note.landings
     if date in partition_dates(lake, DAILY_SAMPLES, version=version):
         raise BadInput(
             f"{lake.table_uri(DAILY_SAMPLES)}: no note of which landings date={date} was made from (not written by `onerec "
@@ -97,41 +91,6 @@ def published_landings(lake: Lake, date: dt.date, version: int) -> list[dt.date]
     return None
 
 
-def samples_note(date: dt.date, landings: list[dt.date]) -> str:
-    """The note that ``published_landings`` reads."""
-    return json.dumps({SAMPLES_METADATA: {"date": date.isoformat(), "landings": [landing.isoformat() for landing in landings]}})
-
-
 def read_table(spark: "SparkSession", lake: Lake, table: Table, version: int) -> "DataFrame":
     """A table at a pinned version."""
     return spark.read.format("delta").option("versionAsOf", version).load(lake.table_uri(table))
-
-
-def events_to_label(events: "DataFrame", items: "DataFrame") -> "DataFrame":
-    """Events (columns of EVENTS) with ``sample_id`` and the attributes of the item version that held before the request
-    (the latest ``valid_from`` < ``request_ts``, deleted or not; nulls and ``item_version_missing`` if none did).
-
-    An item's versions travel as one array, so the join is on the item alone: small catalogues are broadcast, large ones
-    shuffled, with a popular item split by Spark's adaptive skew join.
-    """
-    from pyspark.sql import functions as F
-
-    fields = ["valid_from", "author_id", "category", "tags", "duration_ms"]
-    versions = items.groupBy("item_id").agg(F.array_sort(F.collect_list(F.struct(*fields))).alias("versions"))
-    joined = events.drop("ingested_at").join(versions, "item_id", "left")
-    before = F.expr("filter(versions, version -> version.valid_from < request_ts)")
-    version: Any = F.try_element_at(before, F.lit(-1))
-    return (
-        joined.withColumn("version", version)
-        .withColumns(
-            {
-                "sample_id": F.xxhash64("user_id", "impression_id"),
-                "author_id": F.col("version.author_id"),
-                "category": F.col("version.category"),
-                "tags": F.col("version.tags"),
-                "item_duration_ms": F.col("version.duration_ms"),
-                "item_version_missing": F.col("version").isNull(),
-            }
-        )
-        .select(*EVENT_COLUMNS.names)
-    )

@@ -73,6 +73,10 @@ class GatesSection(Section):
     """Trailing days."""
     volume_min_days: Positive = 3
     """Fewest published days among them before a day is compared with them."""
+    user_ratio: tuple[float, float] = (0.5, 2.0)
+    """Range of the day's distinct users ÷ the mean of the trailing days."""
+    item_ratio: tuple[float, float] = (0.5, 2.0)
+    """Range of the day's distinct items ÷ the mean of the trailing days."""
     max_null_share: dict[str, Share] = {}
     """Largest share of nulls, by column."""
     max_null_rise: Share = 0.3
@@ -114,8 +118,19 @@ class LifelongSection(Section):
 
     max_history: Positive = 100_000
     """Newest behaviours that are compressed."""
-    max_representatives: Positive = 2000
+    max_representatives: int = Field(default=2000, ge=1, le=32_767)
     """Clusters that remain at most."""
+    grown_share: float = Field(default=0.1, ge=0)
+    """A user's new behaviours are clustered once they are this share of the clustered ones …"""
+    grown_behaviours: Positive = 1000
+    """… or this many."""
+    rebuild_share: float = Field(default=0.75, gt=0)
+    """A user is clustered from scratch once this share of the history joined the clusters since the last time."""
+    audit_one_in: Positive = 64
+    """One in so many updates of a user's clusters is compared with clustering from scratch."""
+    error_limit: float = Field(default=1.1, ge=1)
+    """Within-cluster error of updated clusters, as a multiple of that from scratch, above which an audited user is clustered
+    from scratch."""
     rotation: Positive = 7
     """Days in which every bucket has its turn."""
     seed: int = 0

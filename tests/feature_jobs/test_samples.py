@@ -1,51 +1,30 @@
-"""What a sample is: deduplication, the cap, sessions, high engagement, quantiles, the split, and the gates before it all."""
+"""What a sample is: deduplication, the cap, sessions, high engagement, quantiles, the split."""
 
 import datetime as dt
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_jobs.gates import DayFigures, Trailing, check_gate_names, check_gates, trailing_figures
-from feature_jobs.pathways import run_pathways
-from feature_jobs.samples import run_samples
-from feature_jobs.samples_inputs import published_landings, sample_landings, samples_note
-from feature_jobs.samples_labels import check_positive, label_samples
+from feature_jobs.samples_inputs import published_landings, sample_landings
+from feature_jobs.samples_labels import label_samples
+from feature_jobs.samples_notes import samples_note
 from feature_jobs.user_state import STATE
 from feature_jobs.user_state_arrays import log_bucket
-from schemas.config import Config, GatesSection, PositiveDefinition
-from schemas.errors import BadInput, GateFailed
+from schemas.config import Config
+from schemas.errors import BadInput
 from schemas.lake import Lake
-from schemas.tables import DAILY_SAMPLES, EVENTS, HISTORY, ITEMS, PATHWAY_STATIC, PIPELINE_RUNS, USER_STATE
+from schemas.tables import DAILY_SAMPLES
 from tests.feature_jobs import reference_pathways
 from tests.feature_jobs.arrow_days import event_table
-from tests.feature_jobs.reference_pathways import place, text_hash
+from tests.feature_jobs.reference_pathways import text_hash
+from tests.feature_jobs.sample_rows import DAY, impression, sample_row
 from tests.lake_rows import utc, write_rows
 
-DAY = dt.date(2026, 1, 1)
 NO_STATE = STATE.empty_table()
-
-
-def impression(name: str, at: str = "12:00:00", **values: Any) -> dict[str, Any]:
-    ts = utc(f"2026-01-01 {at}")
-    return {
-        "impression_id": name,
-        "request_id": f"request-{at}",
-        "user_id": "u",
-        "item_id": "i",
-        "request_ts": ts,
-        "ts": ts,
-        "observed_ts": ts,
-        "ingested_at": ts,
-        "play_time_ms": 0,
-        "date": DAY,
-        "landing_date": DAY,
-    } | values
 
 
 def labelled(
@@ -62,7 +41,7 @@ def labelled(
 
 
 def state_of_user(**columns: Any) -> pa.Table:
-    empty = {field.name: [] if pa.types.is_list(field.type) else 0 for field in STATE}
+    empty = {field.name: [] if pa.types.is_list(field.type) else None for field in STATE}
     return pa.Table.from_pylist([empty | {"user_id": "u"} | columns], schema=STATE)
 
 
@@ -176,59 +155,6 @@ def test_landings_of_a_normal_run_a_day_after_a_backfilled_one_and_a_backfill() 
     assert sample_landings(days[1], days, [days[0]], every=True) == days
 
 
-def figures(rows: int = 100, trailing: float | None = None, authors_null: float = 0.1, **labels: int) -> DayFigures:
-    before = Trailing(3, trailing, {"author_id": authors_null}) if trailing else None
-    return DayFigures(rows, {"author_id": 10, "duration_ms": 0}, {"click": 50} | labels, before)
-
-
-def test_gates_name_every_figure_that_left_its_range() -> None:
-    check_gates(figures(trailing=100.0), GatesSection(), DAY)
-    gates = GatesSection(max_null_share={"author_id": 0.05}, label_rate={"click": (0.6, 1.0)})
-    with pytest.raises(GateFailed) as failure:
-        check_gates(figures(trailing=1000.0), gates, DAY)
-    for part in ("volume_ratio is 0.1", "null share of author_id is 0.1", "label rate of click is 0.5, outside 0.6 … 1"):
-        assert part in str(failure.value)
-    check_gates(figures(trailing=1.0), GatesSection(volume_min_days=4), DAY)
-    gates = GatesSection(max_null_rise=0.05)
-    check_gates(figures(trailing=100.0, authors_null=0.06), gates, DAY)
-    check_gates(figures(), gates, DAY)
-    with pytest.raises(GateFailed, match=r"rise of the null share of author_id is 0\.08, outside -1 … 0\.05"):
-        check_gates(figures(trailing=100.0, authors_null=0.02), gates, DAY)
-    with pytest.raises(GateFailed, match="rows is 0, below min_rows 1"):
-        check_gates(figures(rows=0), GatesSection(), DAY)
-
-
-def test_settings_that_name_unknown_columns_are_refused() -> None:
-    with pytest.raises(BadInput, match="likes unknown"):
-        check_positive(PositiveDefinition(feedback=("likes",)))
-    with pytest.raises(BadInput, match="clicks unknown"):
-        check_gate_names(GatesSection(label_rate={"clicks": (0, 1)}))
-
-
-def test_gates_compare_with_the_published_days_before(make_lake: Callable[..., Lake]) -> None:
-    lake = make_lake()
-    assert trailing_figures(lake, DAY, 7, lake.table_version(DAILY_SAMPLES)) is None
-    for age, count in ((1, 2), (3, 4), (9, 50)):
-        rows = [sample_row(f"s{age}-{number}", DAY - dt.timedelta(days=age)) for number in range(count)]
-        write_rows(lake, DAILY_SAMPLES, rows)
-    trailing = trailing_figures(lake, DAY, 7, lake.table_version(DAILY_SAMPLES))
-    assert trailing is not None
-    assert (trailing.days, trailing.rows) == (2, 3.0)
-    expected = lake.read(DAILY_SAMPLES, filter=pads.field("date") >= DAY - dt.timedelta(days=7))
-    assert trailing.null_share["author_id"] == expected["author_id"].null_count / 6
-    assert trailing.null_share["user_id"] == 0
-
-
-def sample_row(name: str, date: dt.date) -> dict[str, Any]:
-    return impression(name) | {
-        "sample_id": text_hash("u", name),
-        "session_id": "s",
-        "duration_bucket": -1,
-        "split": "train",
-        "date": date,
-    }
-
-
 def test_samples_that_another_program_wrote_do_not_say_their_landings(make_lake: Callable[..., Lake]) -> None:
     lake = make_lake()
     assert published_landings(lake, DAY, lake.table_version(DAILY_SAMPLES)) is None
@@ -236,59 +162,3 @@ def test_samples_that_another_program_wrote_do_not_say_their_landings(make_lake:
     with pytest.raises(BadInput, match=f"onerec backfill --from {DAY} --to {DAY}"):
         published_landings(lake, DAY, lake.table_version(DAILY_SAMPLES))
     assert str(DAY) in samples_note(DAY, [DAY])
-
-
-@pytest.mark.slow
-def test_a_day_that_fails_a_gate_publishes_nothing_and_one_without_events_says_what_to_run(
-    spark: Any, make_lake: Callable[..., Lake]
-) -> None:
-    lake = make_lake(samples={"gates": {"label_rate": {"like": [0.9, 1.0]}}})
-    write_rows(lake, ITEMS, [{"item_id": "i", "valid_from": utc("2025-01-01")}])
-    write_rows(lake, EVENTS, [impression(str(number), click=True, like=number == 0) for number in range(4)])
-    with pytest.raises(GateFailed, match="label rate of like is 0"):
-        run_samples(spark, lake, DAY)
-    assert len(lake.read(DAILY_SAMPLES)) == 0
-    assert lake.read(PIPELINE_RUNS)["status"].to_pylist() == ["gate"]
-    assert published_landings(lake, DAY, lake.table_version(DAILY_SAMPLES)) is None
-    with pytest.raises(BadInput, match="onerec ingest --date 2026-01-02"):
-        run_samples(spark, lake, DAY + dt.timedelta(days=1))
-
-
-@pytest.mark.slow
-def test_a_day_made_by_several_runs_at_once_is_right_and_a_run_that_lost_says_so(
-    spark: Any, make_lake: Callable[..., Lake]
-) -> None:
-    lake = make_lake()
-    write_rows(lake, EVENTS, [impression(str(number), click=True) for number in range(20)])
-
-    def attempt(_: int) -> str:
-        try:
-            return str(run_samples(spark, lake, DAY)["tables"]["daily_samples"]["rows_out"])
-        except BadInput as error:
-            return str(error)
-
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(attempt, range(4)))
-    assert "20" in results
-    assert all(result == "20" or "another process wrote the same partitions" in result for result in results)
-    assert len(set(lake.read(DAILY_SAMPLES)["sample_id"].to_pylist())) == len(lake.read(DAILY_SAMPLES)) == 20
-    assert published_landings(lake, DAY, lake.table_version(DAILY_SAMPLES)) == [DAY]
-
-
-@pytest.mark.slow
-def test_a_lake_of_one_user_and_a_day_that_is_empty_by_right(spark: Any, make_lake: Callable[..., Lake]) -> None:
-    """Most buckets are empty, and on the second day all of them: the state goes on, Spark reads what the tasks wrote."""
-    lake = make_lake(samples={"gates": {"min_rows": 0, "volume_ratio": [0, 5], "max_null_share": {}, "label_rate": {}}})
-    write_rows(lake, EVENTS, [impression(str(number), play_time_ms=number) for number in range(4)])
-    for day in (DAY, DAY + dt.timedelta(days=1)):
-        run_samples(spark, lake, day)
-        run_pathways(spark, lake, day)
-    state = spark.read.format("delta").load(lake.table_uri(USER_STATE)).orderBy("date").toPandas()
-    assert state["behaviours"].tolist() == [4, 4]
-    assert state["active_days"].tolist() == [1, 2]
-    assert [len(short) for short in state["short"]] == [4, 4]
-    history = spark.read.format("delta").load(lake.table_uri(HISTORY)).collect()
-    assert [[entry.play_time_ms for entry in row.behaviours] for row in history] == [
-        [sample["play_time_ms"] for sample in sorted(lake.read(DAILY_SAMPLES).to_pylist(), key=place)]
-    ]
-    assert len(lake.read(PATHWAY_STATIC)) == 1, "nobody was active on the second day"
