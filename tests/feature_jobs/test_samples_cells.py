@@ -1,0 +1,118 @@
+"""The day's quantile from cells that user buckets count alone, against counting all plays; sketches; the run's folder."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feature_jobs import samples_cells
+from feature_jobs.samples_cells import CellCounter, CellFolder, cell_folder, cell_keys, distinct_items, merge_plan
+from feature_jobs.samples_sketch import ItemSketch
+from schemas.lake import Lake
+
+Play = tuple[int, int]
+"""Duration bucket (−1 for an unknown length) and play time in ms."""
+plays = st.tuples(st.integers(-1, 3), st.one_of(st.integers(0, 5), st.integers(0, 10**9)))
+user_buckets = st.lists(st.lists(st.lists(plays, max_size=8), max_size=3), min_size=1, max_size=4)
+"""User buckets, each of some slices of plays."""
+
+
+def columns(rows: list[Play]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.int64)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cells")
+
+
+@given(user_buckets, st.sampled_from([1, 3, 10**6]))
+def test_a_plays_quantile_is_the_share_of_its_duration_buckets_plays_that_are_no_longer(
+    folder: Path, dealt: list[list[list[Play]]], at_once: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples_cells, "CELLS_AT_ONCE", at_once)
+        cells = CellFolder(str(folder / str(uuid.uuid4())))
+        batches = {}
+        for bucket, slices in enumerate(dealt):
+            counter = CellCounter()
+            for rows in slices:
+                counter.add(cell_keys(*columns(rows)))
+            batches[bucket] = cells.write(bucket, counter.cells(), ItemSketch())
+        plan = merge_plan(batches)
+        merged = [cells.merge(*step) for step in plan]
+        everything = [row for slices in dealt for rows in slices for row in rows]
+        assert sum(merged) == len({row for row in everything if row[0] >= 0}), "as many cells as there are distinct plays"
+        found = cells.day_quantile(*columns(everything))
+    for (bucket, play), quantile in zip(everything, found.tolist(), strict=True):
+        same = [other for number, other in everything if number == bucket]
+        if bucket < 0:
+            assert np.isnan(quantile)
+        else:
+            assert quantile == sum(other <= play for other in same) / len(same)
+
+
+@given(st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20), max_size=5))
+def test_few_distinct_items_are_counted_exactly_wherever_they_were_shown(folder: Path, dealt: list[list[int]]) -> None:
+    cells = CellFolder(str(folder / str(uuid.uuid4())))
+    batches = {}
+    for bucket, keys in enumerate(dealt):
+        sketch = ItemSketch()
+        sketch.add(np.array(keys, np.int64))
+        batches[bucket] = cells.write(bucket, CellCounter().cells(), sketch)
+    plan = merge_plan(batches)
+    assert distinct_items(plan, [cells.merge(*step) for step in plan]) == len({key for keys in dealt for key in keys})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_distinct_items_are_estimated_within_four_standard_errors_and_in_any_order(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    kept, distinct = 1000, 50_000
+    keys = rng.integers(-(2**63), 2**63 - 1, distinct)
+    shown = np.concatenate([keys, rng.choice(keys, 3 * distinct)])
+    one, parts = ItemSketch(kept), ItemSketch(kept)
+    one.add(shown)
+    for part in np.array_split(rng.permutation(shown), 7):
+        piece = ItemSketch(kept)
+        piece.add(part)
+        parts.add(piece.keys)
+    assert one.distinct() == parts.distinct()
+    assert abs(one.distinct() / distinct - 1) < 4 / np.sqrt(kept - 2)
+
+
+def test_a_run_removes_its_folder_also_when_it_fails(make_lake: Callable[..., Lake]) -> None:
+    lake = make_lake()
+
+    def failing() -> None:
+        with cell_folder(lake) as cells:
+            cells.write(0, CellCounter().cells(), ItemSketch())
+            assert len(list(lake.local_path("cache").iterdir())) == 1
+            raise RuntimeError("fails")
+
+    with pytest.raises(RuntimeError, match="fails"):
+        failing()
+    assert list(lake.local_path("cache").iterdir()) == []
+
+
+def test_the_next_run_removes_what_killed_runs_left_and_nothing_else(make_lake: Callable[..., Lake]) -> None:
+    """A dead process's folder on this host; on another host one of two days ago. Not: that of a living process, a younger one
+    of another host, and what is not of this job."""
+    lake = make_lake()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    now, here = int(time.time()), socket.gethostname()
+    left = [f"samples-{now}-{dead.pid}-0123abcd-{here}", f"samples-{now - 2 * 86_400}-1-0123abcd-other-host"]
+    kept = [f"samples-{now}-{os.getpid()}-0123abcd-{here}", f"samples-{now}-1-0123abcd-other-host", "items-3", "samples-mine"]
+    for name in (*left, *kept):
+        (lake.local_path("cache") / name).mkdir(parents=True)
+    with cell_folder(lake):
+        assert sorted(path.name for path in lake.local_path("cache").iterdir()) == sorted(kept)
