@@ -74,6 +74,10 @@ def test_forget_prints_its_proof(make_lake: Callable[..., Lake], tmp_path: Path,
     assert report["step"] == "forget"
     assert report["tables"]["pathway_static"]["rows_dropped"] == {"forgotten": 1}
     assert report["proof"]["daily_samples"]["found"] == 0
+    assert run(["forget", "--lake", lake.root, "--users", str(tmp_path / "users.txt")]) == 0
+    printed = capsys.readouterr().out
+    assert "proof: 1 users looked for in every file" in printed
+    assert all(name in printed for name in report["proof"])
 
 
 @pytest.mark.slow
