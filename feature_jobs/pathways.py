@@ -15,8 +15,8 @@ import pyarrow.dataset as pads
 
 from feature_jobs.bucket_files import bucket_files, run_by_bucket
 from feature_jobs.item_versions import item_versions
-from feature_jobs.partition_files import commit_files
-from feature_jobs.pathways_bucket import WRITTEN, DayInputs, advance_bucket
+from feature_jobs.pathways_bucket import DayInputs, advance_bucket
+from feature_jobs.pathways_commit import WRITTEN, commit_day
 from feature_jobs.pathways_late import LateInputs
 from feature_jobs.pathways_snapshots import dealt, new_snapshot_dates, users_version
 from feature_jobs.samples_inputs import (
@@ -91,8 +91,7 @@ def _pathways(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: b
     with dealt(read_table(spark, lake, USERS, users_now), lake, snapshot_dates) as snapshots:
         work = partial(advance_bucket, replace(day, snapshots=snapshots))
         reports = run_by_bucket(spark, range(lake.config.lake.user_buckets), work)
-    for table in WRITTEN:
-        commit_files(lake, table, [report["files"][table.name] for report in reports], pads.field("date") == date)
+    commit_day(lake, date, {table.name: [report["files"][table.name] for report in reports] for table in WRITTEN})
     _account(run, reports)
     clear_stale(lake, date, STEP)
     run.extra["landings_taken_in"] = sorted({landing.isoformat() for landing in seen} - {x.isoformat() for x in before.seen})

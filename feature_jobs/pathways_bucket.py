@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from feature_jobs.bucket_files import BucketFiles, relaxed
 from feature_jobs.partition_files import PartitionFile
+from feature_jobs.pathways_commit import WRITTEN
 from feature_jobs.pathways_late import LateInputs
 from feature_jobs.pathways_snapshots import DealtSnapshots
 from feature_jobs.user_state import STATE, Fresh, Marks, advance, align, fresh_rows, static_rows
@@ -32,8 +33,6 @@ from schemas.tables import (
     USER_STATE,
 )
 
-WRITTEN = (HISTORY, PATHWAY_STATIC, PATHWAY_SHORT, PATHWAY_POSITIVE, USER_STATE)
-"""Tables of the step in the order of their commits: the state, from which the next day starts, is last."""
 _SAMPLE_COLUMNS = pa.schema(
     [
         relaxed(DAILY_SAMPLES.schema.field(name))

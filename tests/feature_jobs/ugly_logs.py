@@ -30,22 +30,26 @@ class Log:
         return [row for row in self.users if row["landing_date"] <= day]
 
 
-def ugly_log(seed: int, config: Config, first: dt.date, days: int, users: int) -> Log:
-    """A log of ``days`` days from ``first``; rows land at most three days late and never after the last day."""
-    rng = random.Random(seed)
+def ugly_log(seed: int | random.Random, config: Config, first: dt.date, days: int, users: int, *, special: bool = True) -> Log:
+    """A log of ``days`` days from ``first``; rows land at most three days late and never after the last day.
+
+    With ``special`` the first users are nobody, one of one day, one who stays away between the first day and the last, and a
+    robot.
+    """
+    rng = random.Random(seed) if isinstance(seed, int) else seed
     log = Log([first + dt.timedelta(days=offset) for offset in range(days)])
     _items(log, rng, config)
     for number in range(users):
         user = f"user-{number}-ü" if number % 7 == 0 else f"user-{number}"
         _snapshots(log, rng, user)
         for day in log.days:
-            if _is_active(number, day, log.days, rng):
-                _user_day(log, rng, config, user, day, robot=number == 3)
+            if _is_active(number if special else None, day, log.days, rng):
+                _user_day(log, rng, config, user, day, robot=special and number == 3)
     rng.shuffle(log.events)
     return log
 
 
-def _is_active(number: int, day: dt.date, days: list[dt.date], rng: random.Random) -> bool:
+def _is_active(number: int | None, day: dt.date, days: list[dt.date], rng: random.Random) -> bool:
     if number == 0:
         return False  # in the snapshots, never in the log
     if number == 1:
@@ -118,7 +122,7 @@ def _impression(
         "impression_id": f"{request}/{place}",
         "request_id": request,
         "user_id": user,
-        "item_id": f"item-{int(rng.paretovariate(0.8)) % 14}",  # 12 and 13 are in no catalogue
+        "item_id": f"item-{int(min(rng.paretovariate(0.8), 1e6)) % 14}",  # 12 and 13 are in no catalogue
         "request_ts": request_ts,
         "ts": ts,
         "observed_ts": rng.choice([ts + dt.timedelta(milliseconds=play)] * 3 + [ts, ts + dt.timedelta(days=2)]),
