@@ -200,23 +200,23 @@ def changed_items(world: World) -> pa.Table:
     return changed.set_column(1, "valid_from", noon).set_column(2, "author_id", author)
 
 
-def user_snapshots(numbers: np.ndarray, day: dt.date, seed: int) -> pa.Table:
-    """Snapshots of some users, exported at the end of a day."""
-    generator = np.random.default_rng([seed, 4, day.toordinal()])
+def user_snapshots(numbers: np.ndarray, day: dt.date) -> pa.Table:
+    """Snapshots of some users, exported at the end of a day; a tenth of them differ from the day before in some fact."""
+    age = (numbers * 7 + day.toordinal()) // 10
 
-    def of(*values: str) -> pa.Array:
-        return pa.array(values).take(pa.array(generator.integers(0, len(values), len(numbers))))
+    def of(salt: int, *values: str) -> pa.Array:
+        return pa.array(values).take(pa.array((age * 2_654_435_761 + salt * numbers) % 1_000_003 % len(values)))
 
-    registered = midnight(DAY_BEFORE) - generator.integers(_DAY_US, 2000 * _DAY_US, len(numbers))
+    registered = midnight(dt.date(2026, 1, 1)) - (numbers * 7_919 % 2000) * _DAY_US - numbers * 104_729 % _DAY_US
     return pa.table(
         {
             "user_id": user_ids(numbers),
             "date": pa.array([day], pa.date32()).take(pa.array(np.zeros(len(numbers), np.int64))),
-            "age_band": of("18-23", "24-30", "31-40", "41-50", "50+"),
-            "gender": of("f", "m", "u"),
-            "region": of(*(f"r{number}" for number in range(30))),
+            "age_band": of(3, "18-23", "24-30", "31-40", "41-50", "50+"),
+            "gender": of(5, "f", "m", "u"),
+            "region": of(11, *(f"r{number}" for number in range(30))),
             "register_ts": pa.array(registered).cast(_TIMES),
-            "device": of("android", "ios", "web"),
+            "device": of(13, "android", "ios", "web"),
         }
     )
 
@@ -255,7 +255,7 @@ def write_landing(world: World, folder: Path, *, json_lines: bool) -> dict[str, 
     place = f"date={DAY}"
     write_parquet(landing_events(world), zones["parquet"] / "events" / place)
     write_parquet(changed_items(world), zones["parquet"] / "items" / place, 1)
-    write_parquet(user_snapshots(1 + np.arange(world.users), DAY, world.seed), zones["parquet"] / "users" / place, 1)
+    write_parquet(user_snapshots(1 + np.arange(world.users), DAY), zones["parquet"] / "users" / place, 1)
     if json_lines:
         zones["jsonl_gz"] = folder / "jsonl_gz"
         for table in ("events", "items", "users"):

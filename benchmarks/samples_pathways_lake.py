@@ -46,6 +46,8 @@ PENDING_SHARE = 0.005
 HISTORY_DAYS, HISTORY_USERS = 28, 10
 """Days of ``history`` behind the day, each with a few users' rows a bucket: no daily step opens them, but they are in the log."""
 LANDINGS_SEEN = 30
+NEW_USERS = 100
+"""One user in so many appears on the day for the first time."""
 _USERS_AT_ONCE = 8192
 _SECOND, _HOUR = 1_000_000, 3_600_000_000
 _ALL_DONE = 900 * _SECOND
@@ -72,8 +74,10 @@ def make_lake(past: Past, folder: Path, processes: int = 2) -> Lake:
     everyone = np.arange(1 + int(past.world.users * USERS_PER_ACTIVE))
     keys = np.array([stable_key(name) for name in user_ids(everyone).to_pylist()])
     _append(lake, ITEMS, item_versions(past.world))
-    _append(lake, USERS, user_snapshots(everyone, DAY_BEFORE, past.world.seed))
-    work = [(past, lake, bucket, everyone[keys % past.buckets == bucket]) for bucket in range(past.buckets)]
+    _append(lake, USERS, user_snapshots(everyone, DAY_BEFORE - dt.timedelta(days=1)))
+    in_state = lake.table_version(USERS)
+    _append(lake, USERS, user_snapshots(everyone[: past.world.users], DAY_BEFORE))
+    work = [(past, lake, bucket, everyone[keys % past.buckets == bucket], in_state) for bucket in range(past.buckets)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         reports = list(pool.map(_write_bucket, work))
     for table in (EVENTS, HISTORY, USER_STATE):
@@ -105,8 +109,8 @@ def _append(lake: Lake, table: Any, rows: pa.Table) -> None:
     write_deltalake(lake.table_uri(table), pa.table(columns, schema=table.schema), mode="append", partition_by=partitions)
 
 
-def _write_bucket(work: tuple[Past, Lake, int, np.ndarray]) -> dict[str, list[dict[str, Any]]]:
-    past, lake, bucket, numbers = work
+def _write_bucket(work: tuple[Past, Lake, int, np.ndarray, int]) -> dict[str, list[dict[str, Any]]]:
+    past, lake, bucket, numbers, users_version = work
     names = user_ids(numbers)
     numbers = numbers[pc.sort_indices(names).to_numpy()]
     generator = np.random.default_rng([past.world.seed, 5, bucket])
@@ -115,10 +119,11 @@ def _write_bucket(work: tuple[Past, Lake, int, np.ndarray]) -> dict[str, list[di
     behaviours = None
     for start in range(0, len(numbers), _USERS_AT_ONCE):
         some = numbers[start : start + _USERS_AT_ONCE]
-        state = user_states(past, some, generator)
+        state = user_states(past, some[some % NEW_USERS != 0], generator)
+        state = state.append_column("users_version", pa.repeat(pa.scalar(users_version), len(state)))
         behaviours = behaviours or pa.table({"user_id": state["user_id"], "behaviours": state["short"]}).slice(0, HISTORY_USERS)
         states.write(state)
-        active = some[(some >= 1) & (some <= past.world.users)]
+        active = some[(some >= 1) & (some <= past.world.users) & (some % NEW_USERS != 0)]
         events.write(published_events(past.world, active, generator))
     history = []
     for back in range(HISTORY_DAYS * past.times):
@@ -150,11 +155,13 @@ def user_states(past: Past, users: np.ndarray, generator: np.random.Generator) -
     drawn = popular_items(past.world, generator, 1 << 18)
     catalogue = item_versions(past.world).select(["author_id", "tags"])
     recent = np.minimum(lifetime, 20)
-    older = np.maximum(np.minimum(lifetime * POSITIVE_SHARE, 256).astype(np.int64) - (recent * POSITIVE_SHARE).astype(np.int64), 0)
+    older = np.minimum((lifetime - recent) * POSITIVE_SHARE, 256).astype(np.int64)
     owner = np.repeat(np.arange(len(users)), older + recent)
     last = np.cumsum(older + recent)
     in_short = np.arange(len(owner)) >= last[owner] - recent[owner]
     positive = ~in_short | (generator.random(len(owner)) < POSITIVE_SHARE)
+    so_far = np.cumsum(positive)
+    positive &= so_far[last - 1][owner] - so_far < 256
     gap = generator.exponential(np.where(in_short, 20 * 60 * _SECOND, 9 * _HOUR)).astype(np.int64)
     passed = np.cumsum(gap[::-1])[::-1]
     observed = midnight(DAY_BEFORE) + 24 * _HOUR - _ALL_DONE - (passed - np.append(passed, 0)[last][owner])
@@ -178,7 +185,8 @@ def user_states(past: Past, users: np.ndarray, generator: np.random.Generator) -
         "behaviours": pa.array(lifetime),
         "landings_seen": seen.take(pa.array(np.zeros(len(users), np.int64))),
     }
-    return pa.table(columns)
+    snapshot = user_snapshots(users, DAY_BEFORE - dt.timedelta(days=1)).rename_columns({"date": "snapshot_date"})
+    return pa.table(columns | {name: snapshot[name] for name in snapshot.column_names})
 
 
 def _draw(drawn: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
@@ -229,7 +237,9 @@ def _histograms(world: World, lifetime: np.ndarray, drawn: np.ndarray, generator
     arrays = [pa.array((cells >> 10 & 1023) - 1), pa.array(cells & 1023), pa.array(counts * scale)]
     return _lists(
         cells >> 20,
-        pa.StructArray.from_arrays([array.cast(field.type) for array, field in zip(arrays, kind, strict=True)], fields=list(kind)),
+        pa.StructArray.from_arrays(
+            [array.cast(field.type) for array, field in zip(arrays, kind, strict=True)], fields=list(kind)
+        ),
         len(lifetime),
     )
 

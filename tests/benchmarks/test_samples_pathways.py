@@ -1,0 +1,125 @@
+"""The landing day is what it says, and DuckDB's tables equal ours row for row: the peer does the same work, and judges it."""
+
+from collections import Counter
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.samples_pathways_data import DAY, DAY_BEFORE, EVENTS_A_USER, World, landing_events, write_landing
+from benchmarks.samples_pathways_duckdb import Before, Peer, rows_of
+from benchmarks.samples_pathways_lake import Past, clone, make_lake
+from onerec.command_line import run as run_command
+from schemas.tables import (
+    DAILY_SAMPLES,
+    EVENTS,
+    HISTORY,
+    PATHWAY_POSITIVE,
+    PATHWAY_SHORT,
+    PATHWAY_STATIC,
+    QUARANTINE,
+    USER_STATE,
+)
+
+WORLD = World(events=18_000, items=400, seed=1)
+
+
+def of_the_day(world, events):
+    return events.filter(pc.and_(pc.equal(day_of(events), DAY), pc.greater_equal(events["play_time_ms"], 0)))
+
+
+def day_of(events):
+    return pc.cast(pc.floor_temporal(events["request_ts"], unit="day"), pa.date32())
+
+
+def test_a_user_has_45_events_of_the_day_in_9_requests():
+    events = of_the_day(WORLD, landing_events(WORLD))
+    distinct = events.group_by(["impression_id", "user_id", "request_id"]).aggregate([])
+    assert set(Counter(distinct["user_id"].to_pylist()).values()) == {EVENTS_A_USER}
+    assert set(Counter(distinct["request_id"].to_pylist()).values()) == {5}
+
+
+def test_the_landing_brings_late_repeated_and_bad_rows_too():
+    events = landing_events(World(events=90_000, items=400))
+    assert 0.002 < pc.sum(pc.equal(day_of(events), DAY_BEFORE)).as_py() / len(events) < 0.008
+    assert 0.001 < 1 - len(events["impression_id"].unique()) / len(events) < 0.003
+    assert 0 < pc.sum(pc.less(events["play_time_ms"], 0)).as_py() / len(events) < 0.001
+
+
+def test_a_skewed_day_gives_one_user_and_one_item_their_shares():
+    events = landing_events(World(events=90_000, items=400, user_share=0.05, item_share=0.2))
+    users, items = (pc.value_counts(events[name].combine_chunks()).field("counts").to_numpy() for name in ("user_id", "item_id"))
+    assert users.max() / len(events) == pytest.approx(0.05, abs=0.002)
+    assert items.max() / len(events) == pytest.approx(0.2, abs=0.04)
+    assert np.sort(users)[-2] <= 3 * EVENTS_A_USER
+
+
+def test_both_formats_hold_the_same_rows(tmp_path):
+    zones = write_landing(World(events=4500, items=100), tmp_path, json_lines=True)
+    for table in ("events", "items", "users"):
+        parquet, lines = (
+            duckdb.sql(f"FROM '{zones[kind]}/{table}/date={DAY}/*.{extension}'").df()
+            for kind, extension in (("parquet", "parquet"), ("jsonl_gz", "jsonl.gz"))
+        )
+        assert [name for name in lines.columns if name != "date" or table == "users"] == [
+            name for name in parquet.columns if name != "date" or table == "users"
+        ]
+    whole = pa.concat_tables([pq.read_table(path) for path in sorted((zones["parquet"] / f"events/date={DAY}").iterdir())])
+    text = duckdb.sql(
+        f"FROM read_json('{zones['jsonl_gz']}/events/date={DAY}/*.jsonl.gz', hive_partitioning = false, columns = "
+        "{impression_id: VARCHAR, ts: TIMESTAMPTZ, play_time_ms: BIGINT, duration_ms: BIGINT, long_view: BOOLEAN})"
+    ).to_arrow_table()
+    assert Counter(map(repr, text.cast(whole.select(text.column_names).schema).to_pylist())) == Counter(
+        map(repr, whole.select(text.column_names).to_pylist())
+    )
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, spark):
+    """A lake in which our commands took the day, and the folder where the peer did."""
+    folder = tmp_path_factory.mktemp("both")
+    before = make_lake(Past(WORLD, buckets=4), folder / "before", processes=1)
+    landing = write_landing(WORLD, folder / "landing", json_lines=False)["parquet"]
+    ours = clone(before, folder / "ours")
+    for step in (["ingest", "--landing", str(landing)], ["samples"], ["pathways"]):
+        assert run_command([*step, "--lake", ours.root, "--date", str(DAY), "--json"]) == 0
+    theirs = folder / "theirs"
+    theirs.mkdir()
+    Peer(Before.of(before), landing, theirs, threads=2, memory="1GB", exact_ids=True).run()
+    return ours, theirs
+
+
+def comparable(rows, names, key):
+    """Rows as Python values, in order of the key; lists and structs included."""
+    return sorted(rows.select(names).to_pylist(), key=lambda row: [row[name] for name in key])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "table",
+    [EVENTS, DAILY_SAMPLES, HISTORY, PATHWAY_STATIC, PATHWAY_SHORT, PATHWAY_POSITIVE, USER_STATE],
+    ids=lambda table: table.name,
+)
+def test_the_peer_writes_the_same_rows(both, table):
+    ours, theirs = both
+    column = "landing_date" if table is EVENTS else "date"
+    mine = ours.read(table).filter(pc.field(column) == DAY)
+    written = rows_of(theirs, table)
+    names = [name for name in table.schema.names if name != "ingested_at" and name in written.column_names]
+    base_only = {"landed", "leaf", "joined", "fusion_version", "refresh_date"} if table is HISTORY else set()
+    assert set(table.schema.names) - set(names) - {"ingested_at"} == base_only
+    written = pa.table([written[name].cast(mine.schema.field(name).type) for name in names], names=names)
+    assert len(mine) > 0
+    expected, found = (comparable(rows, names, table.key) for rows in (written, mine))
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one == other
+
+
+@pytest.mark.slow
+def test_the_peer_quarantines_as_many_rows(both):
+    ours, theirs = both
+    assert len(ours.read(QUARANTINE)) == len(rows_of(theirs, QUARANTINE)) > 0
