@@ -57,10 +57,15 @@ class Lake:
         return Path(path)
 
     def open_table(self, table: Table, version: int | None = None) -> DeltaTable:
-        """The Delta table, at a version or the newest. Raises BadInput if it is not there, or its log is damaged."""
+        """The Delta table, at a version or the newest. Raises BadInput if it is not there (any more), or its log is damaged."""
         try:
             return DeltaTable(self.table_uri(table), version=version)
         except TableNotFoundError as error:
+            if version is not None:
+                raise BadInput(
+                    f"{self.table_uri(table)}: version {version} can be read no more: people were forgotten meanwhile (`onerec "
+                    "forget`), or its log has been cleaned since; run this again"
+                ) from error
             raise BadInput(f"{self.table_uri(table)}: no Delta table; run `onerec ingest` into this lake first") from error
         except DeltaError as error:
             raise BadInput(f"{self.table_uri(table)}/_delta_log: {first_line(error)}; restore it from a backup") from error

@@ -14,8 +14,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from schemas.errors import BadInput
@@ -38,15 +36,6 @@ class Suppression:
 
     def __contains__(self, user_id: str) -> bool:
         return bool(self.hashes) and self.hash_of(user_id) in self.hashes
-
-    def mask(self, user_ids: pa.Array | pa.ChunkedArray) -> pa.Array:
-        """Which rows are theirs (bool, false for null). Each distinct id is hashed once, whatever the list's length."""
-        whole = user_ids.combine_chunks() if isinstance(user_ids, pa.ChunkedArray) else user_ids
-        if not self.hashes:
-            return pa.repeat(pa.scalar(False), len(whole))
-        encoded = whole.dictionary_encode()
-        listed = pa.array([user in self for user in encoded.dictionary.to_pylist()], pa.bool_())
-        return pc.fill_null(listed.take(encoded.indices), False)
 
 
 def suppressed_users(lake: Lake) -> Suppression:

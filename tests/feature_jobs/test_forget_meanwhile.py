@@ -100,6 +100,13 @@ def test_a_step_that_was_under_way_publishes_nothing_and_says_so(lake: Lake) -> 
         commit_files(lake, HISTORY, [written(lake, "bert")], NOTHING)
 
 
+def test_a_step_that_still_has_to_read_is_told_that_its_version_is_gone(lake: Lake) -> None:
+    pinned = lake.table_version(HISTORY)
+    elsewhere(forget.run, lake, ["anna"])
+    with pytest.raises(BadInput, match=rf"history: version {pinned} can be read no more.*run this again"):
+        lake.read(HISTORY, version=pinned)
+
+
 def test_a_file_that_is_gone_is_not_committed(lake: Lake) -> None:
     file = written(lake, "x") or {}
     (Path(lake.root) / HISTORY.name / file["path"]).unlink()
