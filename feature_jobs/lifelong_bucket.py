@@ -1,135 +1,157 @@
-"""One bucket's histories compressed to representatives: Arrow in, Arrow out, no Python per behaviour."""
+"""One bucket's turn, in one Spark task: reads the base and the days since, writes a new base and the representatives.
 
-from dataclasses import dataclass
+Users stream by, some dozens at a time, so memory follows neither the bucket's users nor its days. Files are written beside
+the tables' others and belong to no table until the driver commits them.
+"""
+
+import datetime as dt
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from threadpoolctl import threadpool_limits
 
-from feature_jobs.bucket_files import item_keys
-from feature_jobs.lifelong_clusters import hierarchical_clusters
+from feature_jobs.bucket_files import BucketFiles
+from feature_jobs.lifelong_history import BASE, DAY, Histories, Upto, merge_histories
+from feature_jobs.lifelong_streams import user_ranges, user_streams
+from feature_jobs.lifelong_users import PRIOR, Clusters, cluster_users, representative_rows
 from feature_jobs.lifelong_vectors import VectorFiles
-from schemas.config import LifelongSection
-from schemas.shards import stable_key
-from schemas.tables import HISTORY, REPRESENTATIVE
+from feature_jobs.partition_files import PartitionFile
+from schemas.lake import Lake, day_start
+from schemas.tables import HISTORY, HISTORY_BASE, PATHWAY_LIFELONG
 
-HISTORY_COLUMNS = pa.schema([HISTORY.schema.field(name) for name in ("user_id", "behaviours")])
-COMPRESSED = pa.schema(
-    [
-        pa.field("user_id", pa.string(), nullable=False),
-        pa.field("representatives", pa.list_(REPRESENTATIVE), nullable=False),
-        pa.field("history_length", pa.int64(), nullable=False),
-        pa.field("trimmed", pa.int64(), nullable=False),
-        pa.field("without_vectors", pa.int64(), nullable=False),
-    ]
-)
-"""One row a user of the bucket. ``history_length`` behaviours were compressed, ``trimmed`` older ones left out;
-``without_vectors`` of them took part in clustering as zero vectors."""
+_USERS_AHEAD = 48
 
 
 @dataclass(frozen=True)
-class _History:
-    """Behaviours of all users of a bucket, by (user, observed_ts, sample_id), trimmed; user u's are ``offsets[u : u + 2]``."""
+class Turn:
+    """What every task of a refresh knows: files of ``history`` (the bases, and the days up to the date), and of
+    ``pathway_lifelong`` (the newest refresh before the date, by bucket, and the date's own, if it was refreshed already).
+    ``stale``: the date's refresh has to be made anew even if later ones exist."""
 
-    users: pa.Array
-    offsets: np.ndarray
-    behaviours: pa.StructArray
-    trimmed: np.ndarray
+    lake: Lake
+    date: dt.date
+    fusion: str
+    vectors: VectorFiles
+    bases: BucketFiles
+    days: BucketFiles
+    before: BucketFiles
+    same: BucketFiles
+    stale: bool
 
 
-def compress(history: pa.Table, end_micros: int, settings: LifelongSection, files: VectorFiles) -> pa.Table:
-    """``COMPRESSED`` rows of a bucket's ``history`` rows, with what was observed before ``end_micros``.
+@threadpool_limits.wrap(limits=1, user_api="blas")
+def refresh_bucket(turn: Turn, bucket: int) -> dict[str, Any]:
+    """Write the bucket's part of a refresh. Returns the files by table and the counts.
 
-    A user with at most ``max_representatives`` behaviours keeps each one. An item without a vector counts as the zero
-    vector: such behaviours cluster with one another, at the same distance from every unit vector.
+    A bucket that a later date refreshed holds no base of this one any more. Its refresh stays as it is if there is one of
+    this fusion version; else it is made from scratch, and the base is left alone (``files`` then lacks ``history``).
     """
-    merged = _merged(history, end_micros, settings.max_history)
-    keys = item_keys(pc.struct_field(merged.behaviours, "item_id")).to_numpy()
-    cluster, without_vectors = _clusters(merged, keys, settings, files)
-    representative, number, count = np.unique(cluster, return_inverse=True, return_counts=True)
-    columns = _averages(merged.behaviours, representative, number, count)
-    user = np.searchsorted(merged.offsets, representative, side="right") - 1
-    order = np.lexsort((representative, columns["ts"], user))
-    taken = merged.behaviours.take(pa.array(representative[order]))
-    known = columns["known"][order] > 0
-    values = {
-        **{name: pc.struct_field(taken, name) for name in ("item_id", "author_id", "tags", "feedback")},
-        "ts": pa.array(columns["ts"][order]).cast(pa.timestamp("us", tz="UTC")),
-        "play_time_ms": pa.array(columns["play_time_ms"][order].astype(np.float32)),
-        "duration_ms": pa.array(columns["duration_ms"][order].astype(np.float32), mask=~known),
-        "count": pa.array(count[order], pa.int32()),
-    }
-    flat = pa.StructArray.from_arrays([values[field.name] for field in REPRESENTATIVE], fields=list(REPRESENTATIVE))
-    bounds = np.searchsorted(user[order], np.arange(len(merged.users) + 1))
-    return pa.table(
-        [
-            merged.users,
-            pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), flat),
-            np.diff(merged.offsets),
-            merged.trimmed,
-            without_vectors,
-        ],
-        schema=COMPRESSED,
-    )
+    refreshed = _base_date(turn.bases, bucket)
+    late = refreshed is not None and refreshed > turn.date
+    if late and not turn.stale and fusion_of(turn.same, bucket) == turn.fusion:
+        return {"files": {}, "counts": {}, "dropped": {}, "audits": []}
+    prior = turn.same if refreshed == turn.date else turn.before
+    partition = {"user_bucket": str(bucket)}
+    pathway = PartitionFile(turn.lake, PATHWAY_LIFELONG, partition | {"refresh_date": turn.date.isoformat()})
+    base = PartitionFile(turn.lake, HISTORY, partition | {"date": HISTORY_BASE.isoformat()})
+    counts: dict[str, int] = {}
+    dropped: dict[str, int] = {}
+    audits: list[float] = []
+    for histories, kept in _slices(turn, bucket, prior):
+        clusters = cluster_users(
+            _without_clusters(histories) if late else histories,
+            kept,
+            turn.fusion,
+            turn.lake.config.lifelong,
+            turn.vectors,
+            turn.date.toordinal(),
+        )
+        rows = representative_rows(histories, clusters, kept)
+        pathway.write(_shared(rows, fusion_version=turn.fusion))
+        if not late:
+            base.write(base_rows(histories, clusters, turn.fusion, turn.date))
+        audits += [ratio for ratio in clusters.audits if math.isfinite(ratio)]
+        _add(dropped, histories.dropped)
+        _add(counts, clusters.counts | _counted(histories, rows))
+    files = {PATHWAY_LIFELONG.name: pathway.close()} | ({} if late else {HISTORY.name: base.close()})
+    return {"files": files, "counts": counts, "dropped": dropped, "audits": audits}
 
 
-def _merged(history: pa.Table, end_micros: int, max_history: int) -> _History:
-    rows = history.combine_chunks()
-    lists = rows["behaviours"].combine_chunks()
-    names = rows["user_id"].combine_chunks().dictionary_encode()
-    ranks = pc.rank(names.dictionary, tiebreaker="first").to_numpy().astype(np.int64) - 1
-    users = names.dictionary.take(pa.array(np.argsort(ranks)))
-    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-    user = np.repeat(ranks[names.indices.to_numpy()], lengths)
-    flat = lists.flatten()
-    observed = pc.struct_field(flat, "observed_ts").cast(pa.int64()).to_numpy()
-    sample = pc.struct_field(flat, "sample_id").to_numpy()
-    order = np.lexsort((sample, observed, user))
-    order = order[observed[order] < end_micros]
-    # a backfill may leave a late row in two days: the earlier day's, which was rebuilt, comes first in file order
-    again = (np.diff(user[order]) == 0) & (np.diff(observed[order]) == 0) & (sample[order][1:] == sample[order][:-1])
-    order = order[np.concatenate([[True], ~again])] if len(order) else order
-    offsets = np.searchsorted(user[order], np.arange(len(users) + 1))
-    kept = np.minimum(np.diff(offsets), max_history)
-    newest = np.arange(len(order)) >= np.repeat(offsets[1:] - kept, np.diff(offsets))
-    behaviours = flat.take(pa.array(order[newest]))
-    return _History(users, np.concatenate([[0], np.cumsum(kept)]), behaviours, np.diff(offsets) - kept)
+def base_rows(histories: Histories, clusters: Clusters, fusion: str, date: dt.date) -> pa.Table:
+    """BASE rows of the users who have behaviours."""
+    offsets = pa.array(histories.offsets, pa.int32())
+    lists = [
+        pa.ListArray.from_arrays(offsets, values)
+        for values in (
+            histories.behaviours,
+            pa.array(histories.landed).view(pa.date32()),
+            pa.array(clusters.leaf.astype(np.int16)),
+        )
+    ]
+    users = len(histories.users)
+    clustered = pa.array(clusters.clustered)
+    columns = [
+        histories.users,
+        *lists,
+        pa.array(clusters.joined, mask=~clusters.clustered),
+        pc.if_else(clustered, pa.scalar(fusion), pa.scalar(None, pa.string())),
+        pa.repeat(pa.scalar(date), users),
+    ]
+    rows = pa.table([column.cast(kind.type) for column, kind in zip(columns, BASE, strict=True)], schema=BASE)
+    return rows if np.diff(histories.offsets).all() else rows.filter(pa.array(np.diff(histories.offsets) > 0))
 
 
-def _clusters(merged: _History, keys: np.ndarray, settings: LifelongSection, files: VectorFiles) -> tuple[np.ndarray, np.ndarray]:
-    """Each behaviour's representative (its place in the history), and each user's behaviours that had no vector."""
-    cluster = np.arange(len(keys))
-    without_vectors = np.zeros(len(merged.users), np.int64)
-    matrix = files.vectors()
-    for user in np.flatnonzero(np.diff(merged.offsets) > settings.max_representatives):
-        start, end = merged.offsets[user], merged.offsets[user + 1]
-        rows, found = files.look_up(keys[start:end])
-        vectors = np.where(found[:, None], matrix[rows], np.float32(0))
-        seed = abs(settings.seed) * 2**64 + stable_key(merged.users[user].as_py()) % 2**64
-        labels, representatives = hierarchical_clusters(vectors, settings.max_representatives, seed)
-        cluster[start:end] = start + representatives[labels]
-        without_vectors[user] = (~found).sum()
-    return cluster, without_vectors
+def _slices(turn: Turn, bucket: int, prior: BucketFiles) -> Iterator[tuple[Histories, pa.Table]]:
+    """Histories of some users at a time, in user order, and their rows of the refresh before."""
+    config = turn.lake.config
+    end = int(day_start(turn.date + dt.timedelta(days=1), config).timestamp()) * 1_000_000
+    upto = Upto(turn.date, end, config.lifelong.max_history)
+    written = sorted({turn.days.partitions[path]["date"] for path in turn.days.paths.get(bucket, ())})
+    bases = user_streams(turn.bases, bucket, BASE, _USERS_AHEAD)
+    days = user_streams(turn.days, bucket, DAY, _USERS_AHEAD)
+    before = user_streams(prior, bucket, PRIOR, _USERS_AHEAD)
+    for last, parts in user_ranges([*bases, *days]):
+        base = pa.concat_tables([BASE.empty_table(), *parts[: len(bases)]]).sort_by("user_id")
+        kept = pa.concat_tables([PRIOR.empty_table(), *(stream.take(last) for stream in before)])
+        yield merge_histories(base.combine_chunks(), parts[len(bases) :], written, upto), kept.combine_chunks()
 
 
-def _averages(
-    behaviours: pa.StructArray, representative: np.ndarray, number: np.ndarray, count: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Mean ts (µs, rounded), play time and known duration of each cluster; ``known``: members of known duration."""
-    ts = pc.struct_field(behaviours, "ts").cast(pa.int64()).to_numpy()
-    duration = pc.struct_field(behaviours, "duration_ms")
-    is_known = duration.is_valid().to_numpy(zero_copy_only=False)
-    size = len(representative)
+def _without_clusters(histories: Histories) -> Histories:
+    return replace(histories, fusion=pa.nulls(len(histories.users), pa.string()))
 
-    def total(values: np.ndarray) -> np.ndarray:
-        return np.bincount(number, weights=values, minlength=size)
 
-    known = total(is_known.astype(np.float64))
-    # around the representative's own time, since a sum of absolute microseconds has no room in 64 bits
-    shift = np.rint(total((ts - ts[representative][number]).astype(np.float64)) / count).astype(np.int64)
+def _base_date(bases: BucketFiles, bucket: int) -> dt.date | None:
+    dates = bases.read(bucket, pa.schema([BASE.field("refresh_date")]))["refresh_date"]
+    return pc.max(dates).as_py() if len(dates) else None
+
+
+def fusion_of(pathway: BucketFiles, bucket: int) -> str | None:
+    """The fusion version of a bucket's refresh, None if there is no refresh of it."""
+    versions = pathway.read(bucket, pa.schema([PRIOR.field("fusion_version")]))["fusion_version"]
+    return versions[0].as_py() if len(versions) else None
+
+
+def _shared(rows: pa.Table, **values: str) -> pa.Table:
+    for name, value in values.items():
+        rows = rows.append_column(name, pa.repeat(pa.scalar(value), len(rows)))
+    return rows
+
+
+def _counted(histories: Histories, rows: pa.Table) -> dict[str, int]:
     return {
-        "ts": ts[representative] + shift,
-        "play_time_ms": total(pc.struct_field(behaviours, "play_time_ms").to_numpy().astype(np.float64)) / count,
-        "duration_ms": total(duration.fill_null(0).to_numpy().astype(np.float64)) / np.maximum(known, 1),
-        "known": known,
+        "users": len(histories.users),
+        "refreshed": len(rows),
+        "history_length": pc.sum(rows["history_length"]).as_py() or 0,
+        "behaviours_in": histories.rows_in,
+        "behaviours_out": len(histories.behaviours),
     }
+
+
+def _add(total: dict[str, int], more: dict[str, int]) -> None:
+    for name, number in more.items():
+        total[name] = total.get(name, 0) + number

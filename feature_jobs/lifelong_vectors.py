@@ -1,4 +1,4 @@
-"""The fused item vectors as files that tasks map into memory: sorted keys, their rows, and one float32 matrix.
+"""The fused item vectors as files that tasks map into memory: sorted keys, their rows, one float32 matrix, and its norms.
 
 They lie below ``LAKE/cache``, named by fusion version and the version of ``item_vectors``: written once, streamed, and
 shared by all tasks and following days until either version moves on. Losing them costs one rewrite.
@@ -24,22 +24,40 @@ _BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
+class ItemVectors:
+    """The vectors of all items (float32, items × d) and their squared lengths (float32); row −1 stands for the zero vector."""
+
+    matrix: np.ndarray
+    norms: np.ndarray
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors of these rows (float32, rows × d)."""
+        vectors: np.ndarray = self.matrix[rows]
+        vectors[rows < 0] = 0
+        return vectors
+
+    def squares(self, rows: np.ndarray) -> np.ndarray:
+        """Squared lengths of the vectors of these rows (float32)."""
+        return np.where(rows >= 0, self.norms[rows], np.float32(0))
+
+
+@dataclass(frozen=True)
 class VectorFiles:
-    """A folder with ``keys.npy`` (int64, sorted), ``rows.npy`` (int64) and ``vectors.npy`` (float32, rows × d)."""
+    """A folder with ``keys.npy`` (int64, sorted), ``rows.npy`` (int64), ``vectors.npy`` (float32, rows × d) and ``norms.npy``
+    (float32, squared lengths)."""
 
     folder: Path
 
-    def look_up(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Row of each key in ``vectors`` (0 where unknown), and which are known."""
+    def rows_of(self, keys: np.ndarray) -> np.ndarray:
+        """Row of each key (int64) in ``vectors``, −1 where there is none."""
         known, rows = (np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("keys", "rows"))
         place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-        found = known[place] == keys
-        return np.where(found, rows[place], 0), found
+        return np.where(known[place] == keys, rows[place], -1)
 
-    def vectors(self) -> np.ndarray:
-        """The matrix, mapped."""
-        matrix: np.ndarray = np.load(self.folder / "vectors.npy", mmap_mode="r")
-        return matrix
+    def vectors(self) -> ItemVectors:
+        """The vectors, mapped."""
+        matrix, norms = (np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("vectors", "norms"))
+        return ItemVectors(matrix.view(np.ndarray), norms.view(np.ndarray))
 
 
 def vector_files(lake: Lake, fusion_version: str, table_version: int) -> VectorFiles:
@@ -49,7 +67,7 @@ def vector_files(lake: Lake, fusion_version: str, table_version: int) -> VectorF
     Raises BadInput if that version has no vectors, or vectors of different lengths.
     """
     cache = lake.local_path("cache")
-    folder = cache / f"fused-{fusion_version}-{table_version}"
+    folder = cache / f"vectors-{fusion_version}-{table_version}"
     if folder.is_dir():
         return VectorFiles(folder)
     dataset = lake.dataset(ITEM_VECTORS, version=table_version)
@@ -64,7 +82,7 @@ def vector_files(lake: Lake, fusion_version: str, table_version: int) -> VectorF
         batches = dataset.to_batches(columns=["item_id", "content_hash", "vector"], filter=chosen, batch_size=_BATCH_ROWS)
         with damage_named(lake.table_uri(ITEM_VECTORS)):
             _stream(batches, count, staging, f"{lake.table_uri(ITEM_VECTORS)}, fusion {fusion_version}")
-        for old in cache.glob("fused-*"):
+        for old in cache.glob("vectors-*"):
             shutil.rmtree(old, ignore_errors=True)
         try:
             os.rename(staging, folder)
@@ -78,6 +96,7 @@ def vector_files(lake: Lake, fusion_version: str, table_version: int) -> VectorF
 
 def _stream(batches: "pa.RecordBatchReader", count: int, folder: Path, where: str) -> None:
     keys, hashes = np.empty(count, np.int64), np.empty(count, "S64")
+    norms = np.empty(count, np.float32)
     matrix = None
     start = 0
     for batch in batches:
@@ -91,6 +110,7 @@ def _stream(batches: "pa.RecordBatchReader", count: int, folder: Path, where: st
             matrix = np.lib.format.open_memmap(folder / "vectors.npy", mode="w+", dtype=np.float32, shape=(count, dim))
         end = start + len(batch)
         matrix[start:end] = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+        norms[start:end] = np.einsum("nd,nd->n", matrix[start:end], matrix[start:end])
         keys[start:end] = item_keys(batch["item_id"]).to_numpy()
         hashes[start:end] = batch["content_hash"].to_numpy(zero_copy_only=False).astype("S64")
         start = end
@@ -100,3 +120,4 @@ def _stream(batches: "pa.RecordBatchReader", count: int, folder: Path, where: st
     last = np.append(np.diff(keys[order]) != 0, True)
     np.save(folder / "keys.npy", keys[order][last])
     np.save(folder / "rows.npy", order[last])
+    np.save(folder / "norms.npy", norms)

@@ -66,7 +66,7 @@ def lifelong(
         settings = opened.config
         buckets = job.buckets_to_refresh(day, settings.lake.user_buckets, settings.lifelong.rotation, every=every)
         parts = [f"{date}, bucket {bucket}" for bucket in buckets] or ["nothing: no bucket has its turn"]
-        print_dry_run("lifelong", {"pathway_lifelong": parts}, as_json=as_json)
+        print_dry_run("lifelong", {"pathway_lifelong": parts, "history": parts}, as_json=as_json)
         return
     print_report(job.run(spark_session(master), opened, day).to_json(), as_json=as_json)
 
