@@ -116,8 +116,8 @@ def _jar_list() -> Path:
 def _resolved_jars() -> list[str]:
     """Delta's jars as Spark's resolver found them once, if they are all still there; else none.
 
-    Not only to save the resolving (1 to 2 s a start): Spark hands what it resolves itself to Python's workers as modules, too, and
-    these read the directory of each jar again before every task (0.25 s of processor time).
+    Not only to save the resolving (1 to 2 s a start): Spark hands what it resolves itself to Python's workers as modules,
+    too, and these read the directory of each jar again before every task (0.25 s of processor time).
     """
     try:
         jars = json.loads(_jar_list().read_text())
