@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Stage:
     name: str
     arguments: list[str]
     before: Path
-    clean: dict[str, list[str]]
+    clean: dict[str, Any]
 
     def of(self, lake: Lake) -> list[str]:
         """The command's arguments for a lake."""

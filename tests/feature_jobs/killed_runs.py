@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-
+from schemas.errors import BadInput
 from schemas.lake import Lake, open_lake
 from schemas.tables import PIPELINE_RUNS, TABLES, Table
 
@@ -125,41 +125,54 @@ def copied(lake: Lake, to: Path) -> Iterator[Lake]:
         shutil.rmtree(to, ignore_errors=True)
 
 
-def contents(lake: Lake) -> dict[str, list[str]]:
-    """Every table's rows (but for UNLIKE), sorted, and what the manifests of shards name; not the runs' own records."""
-    tables = {table.name: _rows(lake.read(table)) for table in TABLES.values() if table is not PIPELINE_RUNS}
+Days = dict[str, dict[tuple[str, ...], list[str]]]
+"""By table, by day (its partition columns but for the bucket): the rows, sorted."""
+
+
+def contents(lake: Lake) -> dict[str, Any]:
+    """Every table's days and what the manifests of shards name; not the runs' own records."""
     shards = Path(lake.root) / "shards"
     manifests = {}
     for path in sorted([*shards.glob("date=*/*.json"), *shards.glob("lifelong/*/*.json")]):
         manifest = json.loads(path.read_text())
         manifests[str(path.relative_to(shards))] = [json.dumps(manifest.get(key)) for key in ("counts", "files", "lifelong")]
-    return tables | manifests
+    return days_of(lake) | manifests
 
 
-def differences(lake: Lake, clean: dict[str, list[str]]) -> list[str]:
+def differences(lake: Lake, clean: dict[str, Any]) -> list[str]:
     """Names of the tables and manifests that are not as in a clean run."""
     found = contents(lake)
     return [name for name in sorted(found.keys() | clean.keys()) if found.get(name) != clean.get(name)]
 
 
-def _rows(table: pa.Table) -> list[str]:
-    kept = table.select([name for name in table.column_names if name not in UNLIKE])
-    return sorted(repr(row) for row in kept.to_pylist())
-
-
-def partitions_by_version(lake: Lake, table: Table, since: int) -> list[dict[tuple[str, ...], list[str]]]:
-    """For each version after ``since``, what a reader of it sees: the rows of each day (the partition but for the bucket)."""
-    names = [name for name in table.partition_by if name != "user_bucket"]
-    seen = []
-    for version in range(since + 1, lake.table_version(table) + 1):
-        days: dict[tuple[str, ...], list[str]] = {}
+def days_of(lake: Lake, only: Table | None = None, version: int | None = None) -> Days:
+    """The rows of every table (or of one, at a version), without the columns UNLIKE."""
+    found: Days = {}
+    for table in [only] if only else [table for table in TABLES.values() if table is not PIPELINE_RUNS]:
         rows = lake.read(table, version=version)
-        for row, day in zip(_unsorted(rows), zip(*(rows[name].to_pylist() for name in names), strict=True), strict=True):
-            days.setdefault(tuple(map(str, day)), []).append(row)
-        seen.append({day: sorted(of_day) for day, of_day in days.items()})
-    return seen
+        names = [name for name in table.partition_by if name != "user_bucket"]
+        kept = rows.select([name for name in rows.column_names if name not in UNLIKE]).to_pylist()
+        days: dict[tuple[str, ...], list[str]] = {}
+        for row in kept:
+            days.setdefault(tuple(str(row[name]) for name in names), []).append(repr(row))
+        found[table.name] = {day: sorted(of_day) for day, of_day in days.items()}
+    return found
 
 
-def _unsorted(table: pa.Table) -> list[str]:
-    kept = table.select([name for name in table.column_names if name not in UNLIKE])
-    return [repr(row) for row in kept.to_pylist()]
+def torn(lake: Lake, before: Days, after: Days) -> list[str]:
+    """Tables of which some version since the newest was ``before`` holds a day that is neither as before nor as after."""
+    found = []
+    for table in TABLES.values():
+        if table.name not in before or "date" not in "".join(table.partition_by):
+            continue
+        was, will_be = before[table.name], after[table.name]
+        for version in range(lake.table_version(table), -1, -1):
+            try:
+                days = days_of(lake, table, version)[table.name]
+            except BadInput:
+                break  # its log was cut here: nobody can read an older one
+            if days == was:
+                break
+            if any(of_day not in (was.get(day, []), will_be.get(day, [])) for day, of_day in days.items()):
+                found.append(f"{table.name} at version {version}")
+    return found

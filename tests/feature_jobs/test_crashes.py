@@ -1,5 +1,7 @@
 """Every step, killed at any point and run again, leaves the tables of a run that was left alone."""
 
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +10,23 @@ import pytest
 from onerec.command_line import run
 from schemas.lake import open_lake
 from tests.feature_jobs.crash_stages import Stage, make_stages
-from tests.feature_jobs.killed_runs import Point, copied, differences, run_killed
+from tests.feature_jobs.killed_runs import SECONDS, Point, copied, days_of, differences, run_killed, run_killed_after, start, torn
 
 pytestmark = pytest.mark.slow
 
 FILE_CLOSED, COMMIT = "feature_jobs.partition_files:PartitionFile.close", "feature_jobs.partition_files:commit_files"
-RECORDED, WRITTEN = "schemas.runs:_record", "schemas.lake:write_atomically"
-IPC, MANIFEST, CLEAN = (f"feature_jobs.shard_files:{name}" for name in ("write_ipc", "write_manifest", "clean"))
+IPC, MANIFEST = "feature_jobs.shard_files:write_ipc", "feature_jobs.shard_files:write_manifest"
+RECORDED = "schemas.runs:_record"
+APPENDED = "feature_jobs.ingest.catalogue:append_once"
 POINTS = {
-    "ingest": [
-        Point(FILE_CLOSED, 1),
-        Point("feature_jobs.ingest.catalogue:append_once"),
-        Point("feature_jobs.ingest.catalogue:append_once", 0, "after"),
-        Point(COMMIT, 0),
-        Point(COMMIT, 0, "after"),
-        Point(RECORDED),
-    ],
-    "samples": [Point(FILE_CLOSED, 1), Point(COMMIT, 0), Point(COMMIT, 0, "after")],
-    "pathways": [Point(FILE_CLOSED, 6), Point(COMMIT, 0), Point(COMMIT, 0, "after"), Point(COMMIT, 4), Point(RECORDED)],
-    "co-interaction": [Point("feature_jobs.co_interaction:_publish"), Point(RECORDED)],
+    "ingest": [Point(FILE_CLOSED, 1), Point(APPENDED), Point(APPENDED, 0, "after"), Point(COMMIT, 0), Point(COMMIT, 0, "after")],
+    "samples": [Point(FILE_CLOSED, 1), Point(COMMIT, 0), Point(RECORDED)],
+    "pathways": [Point(FILE_CLOSED, 6), Point(COMMIT, 0), Point(COMMIT, 0, "after"), Point(COMMIT, 4)],
+    "co-interaction": [Point("pyspark.sql.readwriter:DataFrameWriter.save"), Point(RECORDED)],
     "lifelong": [Point(FILE_CLOSED, 1), Point(COMMIT, 0), Point(COMMIT, 0, "after")],
-    "shards": [Point(IPC, 2, "after"), Point(MANIFEST, 0), Point(MANIFEST, 0, "after"), Point(CLEAN)],
-    "mask": [Point(IPC, 1, "after"), Point(MANIFEST, 0)],
-    "backfill": [Point(COMMIT, 0), Point(COMMIT, 2), Point(COMMIT, 7), Point(RECORDED, 1)],
+    "shards": [Point(IPC, 2, "after"), Point(MANIFEST, 0, "after")],
+    "mask": [Point(MANIFEST, 0)],
+    "backfill": [Point(COMMIT, 0), Point(COMMIT, 2), Point(COMMIT, 7)],
     "forget": [
         Point("schemas.suppression:suppress", 0, "after"),
         Point(FILE_CLOSED, 4),
@@ -44,6 +40,8 @@ POINTS = {
         Point("feature_jobs.forget:prove"),
     ],
 }
+"""For each step where it is killed: among its tasks' files, between files and commit, between the commits of two tables, and
+before the run is recorded."""
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +55,46 @@ def test_killed_and_run_again_it_leaves_the_tables_of_a_clean_run(
 ) -> None:
     stage = stages[step]
     with copied(open_lake(str(stage.before)), tmp_path / "lake") as lake:
+        before = days_of(lake)
         run_killed(stage.of(lake), point)
+        assert torn(lake, before, stage.clean) == [], "a reader met half a day"
         assert run(stage.of(lake)) == 0
         assert differences(lake, stage.clean) == []
+
+
+@pytest.fixture(scope="module")
+def cold_seconds(stages: dict[str, Stage], tmp_path_factory: pytest.TempPathFactory) -> float:
+    """How long a step takes that is left alone, its Java virtual machine included."""
+    with copied(open_lake(str(stages["samples"].before)), tmp_path_factory.mktemp("cold") / "lake") as lake:
+        started = time.monotonic()
+        assert start(stages["samples"].of(lake)).wait(SECONDS) == 0
+        return time.monotonic() - started
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_time_and_run_again_it_leaves_the_tables_of_a_clean_run(
+    stages: dict[str, Stage], cold_seconds: float, tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    stage = stages[["ingest", "pathways", "backfill"][seed]]
+    with copied(open_lake(str(stage.before)), tmp_path / "lake") as lake:
+        for _ in range(2):
+            run_killed_after(stage.of(lake), cold_seconds * rng.uniform(0.5, 1))
+        assert run(stage.of(lake)) == 0
+        assert differences(lake, stage.clean) == []
+
+
+@pytest.mark.parametrize("step", ["ingest", "samples", "pathways", "lifelong"])
+def test_two_runs_at_once_leave_the_tables_of_one(stages: dict[str, Stage], tmp_path: Path, step: str) -> None:
+    """Whoever comes second either does it all again or says in one line that it did not."""
+    stage = stages[step]
+    with copied(open_lake(str(stage.before)), tmp_path / "lake") as lake:
+        before = days_of(lake)
+        runs = [start(stage.of(lake)) for _ in range(2)]
+        ends = [(run.communicate(timeout=SECONDS)[1], run.returncode) for run in runs]
+        assert 0 in [code for _, code in ends], ends
+        for said, code in ends:
+            errors = [line for line in said.splitlines() if line.startswith("error: ")]
+            assert (code, len(errors)) in [(0, 0), (2, 1)], said
+        assert differences(lake, stage.clean) == []
+        assert torn(lake, before, stage.clean) == [], "a reader met half a day"
