@@ -14,7 +14,7 @@ from feature_jobs.gates import COLUMNS, LABELS
 from feature_jobs.item_versions import ItemVersions
 from feature_jobs.partition_files import PartitionFile
 from feature_jobs.samples_arrays import encoded, encoded_users
-from feature_jobs.samples_cells import CellCounter, CellFolder, cell_keys
+from feature_jobs.samples_cells import CellCounter, CellFolder, DayQuantile, cell_keys
 from feature_jobs.samples_drops import REASONS, drops
 from feature_jobs.samples_labels import label_samples
 from feature_jobs.samples_sketch import ItemSketch
@@ -63,7 +63,7 @@ def write_bucket(day: SampleInputs, bucket: int) -> dict[str, Any]:
     counts = dict.fromkeys(("rows", "users", "items_without_a_version"), 0)
     nulls, labels = dict.fromkeys(COLUMNS, 0), dict.fromkeys(LABELS, 0)
     dropped = dict.fromkeys(REASONS, 0)
-    state = ActiveState(day.state, bucket)
+    state, quantiles = ActiveState(day.state, bucket), DayQuantile(day.folder)
     try:
         for events in read_event_slices(day.events, bucket, day.items):
             users = encoded(events["user_id"]).dictionary
@@ -71,7 +71,7 @@ def write_bucket(day: SampleInputs, bucket: int) -> dict[str, Any]:
             samples = labelled.slice(0, labelled["dropped"].null_count)
             for count in labelled["dropped"].slice(len(samples)).value_counts().to_pylist():
                 dropped[count["values"]] += count["counts"]
-            quantile = day.folder.day_quantile(integers(samples["duration_bucket"]), integers(samples["play_time_ms"]))
+            quantile = quantiles.of(integers(samples["duration_bucket"]), integers(samples["play_time_ms"]))
             samples = samples.append_column("watch_quantile_day", pa.array(quantile, from_pandas=True))
             counts["rows"] += len(samples)
             counts["users"] += len(pc.unique(encoded(samples["user_id"]).indices))

@@ -24,7 +24,7 @@ import pyarrow.fs as pafs
 from feature_jobs.samples_arrays import order_by
 from feature_jobs.samples_sketch import ItemSketch
 from feature_jobs.user_state_arrays import group_starts
-from schemas.lake import Lake, damage_named, filesystem_of
+from schemas.lake import Lake, damage_named, filesystem_of, write_atomically
 
 Cells = tuple[np.ndarray, np.ndarray]
 """Keys, sorted, each once (int64: ``duration_bucket << 40 | play_time_ms``), and the plays of each (int64)."""
@@ -97,15 +97,8 @@ class CellFolder:
         for number in np.unique(of).tolist():
             rows = slice(*np.searchsorted(of, [number, number + 1]))
             batches.append((number, keys[rows] & (1 << _PLAY_BITS) - 1, plays[rows]))
-        filesystem, root = filesystem_of(self.uri)
-        filesystem.create_dir(root, recursive=True)
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with (
-            filesystem.open_output_stream(f"{root}/cells-{bucket}.arrow") as sink,
-            pa.ipc.new_file(sink, _CELL_FILE, options=options) as writer,
-        ):
-            for _, values, counts in batches:
-                writer.write_batch(pa.record_batch([pa.array(values), pa.array(counts)], schema=_CELL_FILE))
+        cells_of = [pa.record_batch([pa.array(values), pa.array(counts)], schema=_CELL_FILE) for _, values, counts in batches]
+        self._write(f"cells-{bucket}", cells_of, compression="lz4")
         return [number for number, _, _ in batches]
 
     def merge(self, number: int, places: Sequence[tuple[int, int]]) -> int:
@@ -122,13 +115,16 @@ class CellFolder:
             counter.add(batch.column(0).to_numpy(), batch.column(1).to_numpy())
         play_time, plays = counter.cells()
         upto = np.cumsum(plays)
-        filesystem, root = filesystem_of(self.uri)
-        with (
-            filesystem.open_output_stream(f"{root}/shares-{number}.arrow") as sink,
-            pa.ipc.new_file(sink, _SHARE_FILE) as writer,
-        ):
-            writer.write_batch(pa.record_batch([pa.array(play_time), pa.array(upto / upto[-1])], schema=_SHARE_FILE))
+        self._write(f"shares-{number}", [pa.record_batch([pa.array(play_time), pa.array(upto / upto[-1])], schema=_SHARE_FILE)])
         return len(play_time)
+
+    def _write(self, name: str, batches: Sequence[pa.RecordBatch], compression: str | None = None) -> None:
+        """Write a file whole, so that a second attempt at a task may write it while others read the first one's."""
+        content = pa.BufferOutputStream()
+        with pa.ipc.new_file(content, batches[0].schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        write_atomically(f"{self.uri}/{name}.arrow", content.getvalue().to_pybytes())
 
     def _batch(self, bucket: int, place: int) -> pa.RecordBatch:
         filesystem, root = filesystem_of(self.uri)
@@ -145,14 +141,24 @@ class CellFolder:
             batch = pa.ipc.open_file(source).get_batch(0)
             return batch.column(0).to_numpy(), batch.column(1).to_numpy()
 
-    def day_quantile(self, duration_bucket: np.ndarray, play_time_ms: np.ndarray) -> np.ndarray:
-        """``watch_quantile_day`` of plays that were counted; NaN where the length is unknown."""
+
+class DayQuantile:
+    """Looks up the quantiles of plays that were counted; opens each duration bucket's shares once."""
+
+    def __init__(self, folder: CellFolder) -> None:
+        self._folder = folder
+        self._shares: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def of(self, duration_bucket: np.ndarray, play_time_ms: np.ndarray) -> np.ndarray:
+        """``watch_quantile_day`` of plays; NaN where the length is unknown."""
         quantile = np.full(len(duration_bucket), np.nan)
         order = order_by(duration_bucket, play_time_ms)
         sorted_buckets = duration_bucket[order]
         for number in np.unique(sorted_buckets[sorted_buckets >= 0]).tolist():
+            if number not in self._shares:
+                self._shares[number] = self._folder.shares(number)
+            plays, share = self._shares[number]
             rows = order[slice(*np.searchsorted(sorted_buckets, [number, number + 1]))]
-            plays, share = self.shares(number)
             quantile[rows] = share[np.searchsorted(plays, play_time_ms[rows])]
         return quantile
 

@@ -41,7 +41,7 @@ def labelled(
 
 
 def state_of_user(**columns: Any) -> pa.Table:
-    empty = {field.name: [] if pa.types.is_list(field.type) else None for field in STATE}
+    empty: dict[str, Any] = {field.name: [] if pa.types.is_list(field.type) else None for field in STATE}
     return pa.Table.from_pylist([empty | {"user_id": "u"} | columns], schema=STATE)
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_jobs import samples_cells
-from feature_jobs.samples_cells import CellCounter, CellFolder, cell_folder, cell_keys, distinct_items, merge_plan
+from feature_jobs.samples_cells import CellCounter, CellFolder, DayQuantile, cell_folder, cell_keys, distinct_items, merge_plan
 from feature_jobs.samples_sketch import ItemSketch
 from schemas.lake import Lake
 
@@ -52,7 +52,7 @@ def test_a_plays_quantile_is_the_share_of_its_duration_buckets_plays_that_are_no
         merged = [cells.merge(*step) for step in plan]
         everything = [row for slices in dealt for rows in slices for row in rows]
         assert sum(merged) == len({row for row in everything if row[0] >= 0}), "as many cells as there are distinct plays"
-        found = cells.day_quantile(*columns(everything))
+        found = DayQuantile(cells).of(*columns(everything))
     for (bucket, play), quantile in zip(everything, found.tolist(), strict=True):
         same = [other for number, other in everything if number == bucket]
         if bucket < 0:
