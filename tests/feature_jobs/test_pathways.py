@@ -1,14 +1,9 @@
 """The jobs on tables, day by day over an ugly log with a short day (New York, 2026-03-08), against the reference."""
 
 import datetime as dt
-import signal
-import subprocess
-import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import Any
 
-import pyarrow.dataset as pads
 import pytest
 
 from feature_jobs.backfill import run_backfill
@@ -22,15 +17,24 @@ from schemas.lake import Lake, create_lake
 from schemas.tables import (
     DAILY_SAMPLES,
     EVENTS,
-    HISTORY,
     ITEMS,
     PATHWAY_POSITIVE,
     PATHWAY_SHORT,
     PATHWAY_STATIC,
     PIPELINE_RUNS,
-    USER_STATE,
     USERS,
-    Table,
+)
+from tests.feature_jobs.day_rows import (
+    SNAPSHOT,
+    USERS_VERSION,
+    all_rows,
+    as_behaviours,
+    history,
+    rows_of,
+    states,
+    taken_in,
+    watched,
+    without,
 )
 from tests.feature_jobs.reference_pathways import DayResult, Reference, as_behaviour, reconstructed_window
 from tests.feature_jobs.ugly_logs import Log, ugly_log
@@ -46,16 +50,6 @@ CONFIG = Config.model_validate(
     }
 )
 Row = dict[str, Any]
-
-
-def rows_of(lake: Lake, table: Table, day: dt.date) -> list[Row]:
-    rows: list[Row] = lake.read(table, filter=pads.field("date") == day).to_pylist()
-    return sorted(rows, key=lambda row: (row["user_id"], row.get("sample_id", 0)))
-
-
-def all_rows(lake: Lake, table: Table) -> list[Row]:
-    rows: list[Row] = lake.read(table).to_pylist()
-    return sorted(rows, key=lambda row: (row["date"], row["user_id"], row.get("sample_id", 0)))
 
 
 def land(lake: Lake, log: Log, day: dt.date) -> None:
@@ -141,16 +135,12 @@ def test_state_holds_every_user_at_the_end_of_the_day(days: Days) -> None:
 
 
 def test_history_holds_what_each_landing_brought_and_counts_it(days: Days) -> None:
-    taken: Counter[tuple[str, int]] = Counter()
     for day, expected in days.expected.items():
-        rows = rows_of(days.lake, HISTORY, day)
-        found = {row["user_id"]: row["behaviours"] for row in rows}
-        assert found == {user: [as_behaviour(entry) for entry in brought] for user, brought in expected.history.items()}
-        taken.update((user, entry["sample_id"]) for user, brought in found.items() for entry in brought)
+        assert history(days.lake, day) == as_behaviours(expected.history)
         counts = days.reports[day][1]["tables"]["history"]
         dropped = {reason: number for reason, number in counts["rows_dropped"].items() if number}
         assert dropped == dict(+expected.late_dropped)
-    assert max(taken.values()) == 1, "a behaviour was taken in twice"
+    assert max(Counter(taken_in(days.lake, days.log.days)).values()) == 1, "a behaviour was taken in twice"
     assert sum(report[1]["late_events"] for report in days.reports.values()) > 20, "the log has hardly any late events"
 
 
@@ -173,21 +163,13 @@ def test_an_earlier_day_run_again_takes_in_no_later_landing_but_snapshots_that_w
         known = {row["user_id"] for row in before[table.name]}  # others have a snapshot that was late, and nothing else
         found = [row for row in rows_of(days.lake, table, day) if row["user_id"] in known or row["behaviours"]]
         assert without(SNAPSHOT, found) == without(SNAPSHOT, before[table.name]), table.name
-    found = {row["user_id"]: row for row in rows_of(days.lake, PATHWAY_STATIC, day)}
+    static = {row["user_id"]: row for row in rows_of(days.lake, PATHWAY_STATIC, day)}
     reference = Reference(CONFIG, days.log.items, days.log.users)
     for user in days.expected[day].pathways:
         expected = reference.pathway(user, day)["static"]
-        assert {name: found[user][name] for name in SNAPSHOT & expected.keys()} == {
+        assert {name: static[user][name] for name in SNAPSHOT & expected.keys()} == {
             name: expected[name] for name in SNAPSHOT & expected.keys()
         }
-
-
-USERS_VERSION = {"users_version"}
-SNAPSHOT = {"age_band", "gender", "region", "device", "register_ts", "register_days", "snapshot_date"} | USERS_VERSION
-
-
-def without(names: set[str], rows: list[Row]) -> list[Row]:
-    return [{name: value for name, value in row.items() if name not in names} for row in rows]
 
 
 def test_only_snapshots_that_the_state_has_not_seen_are_read(days: Days) -> None:
@@ -202,47 +184,48 @@ def test_only_snapshots_that_the_state_has_not_seen_are_read(days: Days) -> None
     assert max(read_on[1:]) > 1, "no snapshot was late"
 
 
-_PLACES = ("user_id", "date", "user_bucket", "users_version")
-
-
-def states(lake: Lake, day: dt.date) -> dict[str, Row]:
-    found = {}
-    for row in rows_of(lake, USER_STATE, day):
-        lists = {name: [entry["sample_id"] for entry in row[name]] for name in ("short", "positive", "pending")}
-        cells = [(cell["duration_bucket"], cell["play_bucket"], cell["count"]) for cell in row["watch_histogram"]]
-        user = row["user_id"]
-        found[user] = {name: value for name, value in row.items() if name not in _PLACES}
-        found[user] |= lists | {"watch_histogram": cells}
-    return found
-
-
 def test_a_backfill_rebuilds_its_days_with_late_rows_and_marks_what_depends_on_them(days: Days) -> None:
     first, last = days.log.days[1], days.log.days[2]
-    untouched = {table.name: rows_of(days.lake, table, days.log.days[0]) for table in (DAILY_SAMPLES, *WRITTEN)}
-    later = {table.name: rows_of(days.lake, table, days.log.days[3]) for table in (DAILY_SAMPLES, *WRITTEN)}
-    report = run_backfill(days.spark, days.lake, first, last)
+    tables = (DAILY_SAMPLES, *WRITTEN)
+    before = {(table.name, day): rows_of(days.lake, table, day) for table in tables for day in days.log.days}
+    with watched(days.lake, tables, first) as observed:
+        report = run_backfill(days.spark, days.lake, first, last)
+    for table in tables:
+        states_seen = [rows for name, rows in observed if name == table.name]
+        ends = [before[table.name, first], rows_of(days.lake, table, first)]
+        assert all(rows in ends for rows in states_seen), f"a reader saw half a day of {table.name}"
+        assert ends[0] in states_seen
     reference = Reference(CONFIG, days.log.items, days.log.snapshots(days.log.days[0]))
     reference.day(days.log.days[0], [row for row in days.log.events if row["landing_date"] <= days.log.days[0]])
     reference.users = days.log.users
     for day in (first, last):
         expected = reference.day(day, days.log.events, every=True)
-        assert {row["sample_id"] for row in rows_of(days.lake, DAILY_SAMPLES, day)} == {
-            sample["sample_id"] for sample in expected.samples
-        }
+        names = DAILY_SAMPLES.schema.names
+        wanted = [{name: sample.get(name) for name in names} for sample in expected.samples]  # attributes of their time
+        assert rows_of(days.lake, DAILY_SAMPLES, day) == sorted(wanted, key=lambda row: (row["user_id"], row["sample_id"]))
         assert states(days.lake, day) == expected.state
-    for table in (DAILY_SAMPLES, *WRITTEN):
-        assert rows_of(days.lake, table, days.log.days[0]) == untouched[table.name]
-        assert rows_of(days.lake, table, days.log.days[3]) == later[table.name]
+        assert history(days.lake, day) == as_behaviours(expected.history)
+    for table in tables:
+        for day in (days.log.days[0], days.log.days[3]):
+            assert rows_of(days.lake, table, day) == before[table.name, day]
     assert set(report["stale"]) == {days.log.days[3].isoformat()}
     assert set(report["stale"][days.log.days[3].isoformat()]) == {"samples", "pathways"}
     assert read_stale(days.lake) == report["stale"]
     assert report["tables"]["daily_samples"]["rows_out"] == sum(
         day["tables"]["daily_samples"]["rows_out"] for day in report["days"] if day["step"] == "samples"
     )
-    # The day after goes on from the rebuilt state: what the backfill took in early is not taken in again.
+    # Until the days after are rebuilt too, history holds what was late twice: where the backfill put it, and where it landed.
+    stale = Counter(taken_in(days.lake, days.log.days))
+    assert max(stale.values()) == 2
+    # Rebuilt, the day after goes on from the new state: what the backfill took in early is not taken in again.
     run_samples(days.spark, days.lake, days.log.days[3])
     run_pathways(days.spark, days.lake, days.log.days[3])
-    assert states(days.lake, days.log.days[3]) == reference.day(days.log.days[3], days.log.events).state
+    expected = reference.day(days.log.days[3], days.log.events)
+    assert states(days.lake, days.log.days[3]) == expected.state
+    assert history(days.lake, days.log.days[3]) == as_behaviours(expected.history)
+    rebuilt = Counter(taken_in(days.lake, days.log.days))
+    assert max(rebuilt.values()) == 1
+    assert rebuilt.keys() == {(user, entry["sample_id"]) for user, taken in reference.taken.items() for entry in taken}
     assert read_stale(days.lake) == {}
 
 
@@ -256,46 +239,3 @@ def test_a_day_without_samples_or_without_the_state_before_it_says_what_to_run(s
             step(spark, days.lake, much_later)
     runs = days.lake.read(PIPELINE_RUNS).to_pylist()
     assert [row["status"] for row in runs if row["date"] == much_later] == ["failed", "failed"]
-
-
-def test_killed_at_any_point_and_run_again_it_leaves_the_tables_of_a_clean_run(spark: Any, days: Days, tmp_path: Path) -> None:
-    clean = {table.name: rows_of(days.lake, table, days.log.days[0]) for table in WRITTEN}
-    lake = create_lake(str(tmp_path / "lake"), CONFIG)
-    write_rows(lake, ITEMS, days.log.items)
-    land(lake, days.log, days.log.days[0])
-    run_samples(spark, lake, days.log.days[0])
-    for point in ("data files written", "half of the tables committed"):
-        killed = subprocess.run(
-            [sys.executable, "-c", KILLED_RUN, lake.root, days.log.days[0].isoformat(), point],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-        committed = [table.name for table in WRITTEN if rows_of(lake, table, days.log.days[0])]
-        assert (committed == []) == (point == "data files written")
-        assert rows_of(lake, USER_STATE, days.log.days[0]) == [], "the state was published before the rest"
-    run_pathways(spark, lake, days.log.days[0])
-    for table in WRITTEN:
-        assert rows_of(lake, table, days.log.days[0]) == clean[table.name], table.name
-
-
-KILLED_RUN = """
-import datetime as dt, os, signal, sys
-from feature_jobs import pathways
-from feature_jobs.session import spark_session
-from schemas.lake import open_lake
-root, date, point = sys.argv[1:]
-allowed = 0 if point == "data files written" else 3
-from feature_jobs import pathways_commit
-commit = pathways_commit.commit_files
-def commit_or_die(lake, table, day, files):
-    global allowed
-    if allowed == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    allowed -= 1
-    commit(lake, table, day, files)
-pathways_commit.commit_files = commit_or_die
-pathways.run_pathways(spark_session("local[2]"), open_lake(root), dt.date.fromisoformat(date))
-"""
