@@ -6,6 +6,7 @@ and a few that break a rule. Rows are in order of arrival, so a user's are scatt
 """
 
 import datetime as dt
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -246,7 +247,7 @@ def write_json_lines(parquet: Path, folder: Path, threads: int) -> None:
 
 def _shares(rows: int, parts: int) -> list[tuple[int, int]]:
     edges = np.linspace(0, rows, parts + 1).astype(int).tolist()
-    return [(start, stop) for start, stop in zip(edges[:-1], edges[1:], strict=True) if stop > start]
+    return [(start, stop) for start, stop in itertools.pairwise(edges) if stop > start]
 
 
 def write_landing(world: World, folder: Path, *, json_lines: bool) -> dict[str, Path]:

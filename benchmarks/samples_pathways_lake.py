@@ -33,7 +33,7 @@ from benchmarks.samples_pathways_data import (
     user_ids,
     user_snapshots,
 )
-from feature_jobs.partition_files import PartitionFile, commit_files
+from feature_jobs.partition_files import FileReport, PartitionFile, commit_files
 from schemas.config import Config
 from schemas.lake import Lake, create_lake
 from schemas.shards import stable_key
@@ -109,7 +109,7 @@ def _append(lake: Lake, table: Any, rows: pa.Table) -> None:
     write_deltalake(lake.table_uri(table), pa.table(columns, schema=table.schema), mode="append", partition_by=partitions)
 
 
-def _write_bucket(work: tuple[Past, Lake, int, np.ndarray, int]) -> dict[str, list[dict[str, Any]]]:
+def _write_bucket(work: tuple[Past, Lake, int, np.ndarray, int]) -> dict[str, list[FileReport | None]]:
     past, lake, bucket, numbers, users_version = work
     names = user_ids(numbers)
     numbers = numbers[pc.sort_indices(names).to_numpy()]

@@ -82,6 +82,7 @@ class Product:
     def straggling(self, since: float) -> dict[str, float]:
         """Of each stage that started at or after ``since`` (seconds since the epoch) with at least four tasks and a tenth of the
         longest stage's work: the longest task ÷ the median."""
+        self._session.sparkContext._jsc.sc().listenerBus().waitUntilEmpty()  # what has ended is in the log by then
         tasks: dict[str, list[float]] = defaultdict(list)
         for path in self._events.iterdir():
             with path.open() as lines:
@@ -92,9 +93,7 @@ class Product:
                     if event["Task Info"]["Launch Time"] >= since * 1000:
                         tasks[str(event["Stage ID"])].append(event["Task Metrics"]["Executor Run Time"] / 1000)
         heavy = max((sum(times) for times in tasks.values()), default=0.0) / 10
-        return {
-            stage: max(times) / median(times) for stage, times in tasks.items() if len(times) >= 4 and sum(times) >= heavy
-        }
+        return {stage: max(times) / median(times) for stage, times in tasks.items() if len(times) >= 4 and sum(times) >= heavy}
 
     def stop(self) -> None:
         """End the session."""
