@@ -8,7 +8,8 @@ import pyarrow.compute as pc
 from feature_jobs.bucket_events import read_events
 from feature_jobs.bucket_files import BucketFiles
 from feature_jobs.item_versions import ItemVersions
-from feature_jobs.samples_labels import DUPLICATE, STATE_COLUMNS, label_samples
+from feature_jobs.samples_drops import DUPLICATE
+from feature_jobs.samples_labels import STATE_COLUMNS, label_samples
 from feature_jobs.user_state_arrays import flat
 from feature_jobs.user_state_files import state_of
 from schemas.config import Config

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_jobs.samples_arrays import encoded_users, order_by
-from feature_jobs.samples_drops import DUPLICATE as DUPLICATE
 from feature_jobs.samples_drops import REASONS, drops
 from feature_jobs.samples_history import second_watches, user_quantile
 from feature_jobs.text_hashes import text_hashes
