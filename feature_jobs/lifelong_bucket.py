@@ -5,7 +5,6 @@ the tables' others and belong to no table until the driver commits them.
 """
 
 import datetime as dt
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,7 +74,7 @@ def refresh_bucket(turn: Turn, bucket: int) -> dict[str, Any]:
         pathway.write(_shared(rows, fusion_version=turn.fusion))
         if not late:
             base.write(base_rows(histories, clusters, turn.fusion, turn.date))
-        audits += [ratio for ratio in clusters.audits if math.isfinite(ratio)]
+        audits += clusters.audits
         _add(dropped, histories.dropped)
         _add(counts, clusters.counts | _counted(histories, rows))
     files = {PATHWAY_LIFELONG.name: pathway.close()} | ({} if late else {HISTORY.name: base.close()})

@@ -20,7 +20,7 @@ _NOTHING = 1e-6
 """Error of a leaf, a member, that is rounding."""
 _ROWS_AT_ONCE = 1024
 """Vectors that fit the processor's cache together with their centres."""
-_MERGE_CANDIDATES = 256
+_MERGE_CANDIDATES = 512
 """Leaves whose nearest leaf is looked for in one update, the smallest first."""
 
 
@@ -131,7 +131,9 @@ def _rebalanced(
 ) -> np.ndarray:
     """Leaves (with gaps in their numbers) after splits, of those that take most error away, and the merges that pay for them."""
     errors = sums.errors()
-    able, hoped = _worth_splitting(sums.counts, errors)
+    pairs = np.unique(leaf * (len(items.matrix) + 1) + rows)  # a row is −1 at least
+    distinct = np.bincount((pairs + 1) // (len(items.matrix) + 1), minlength=len(errors))
+    able, hoped = _worth_splitting(sums.counts, distinct, errors)
     free = max_leaves - len(errors)
     into, gone, cost = cheapest_merges(sums)
     tried, parts = parts_that_fit(able, sums.counts[able], free + _paid(hoped, cost, free))
@@ -161,15 +163,15 @@ def _rebalanced(
     return leaf
 
 
-def _worth_splitting(counts: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _worth_splitting(counts: np.ndarray, distinct: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Leaves whose splits promise most, and what each further leaf would take away, in the same order.
 
-    A split of n members into k takes (k − 1) / (n − 1) of the error away if members are all equally far from one another,
+    A split of n items into k takes (k − 1) / (n − 1) of the error away if they are all equally far from one another,
     and 1 − k^(−2/D) if they fill D dimensions; the larger is taken, for D = 10.
     """
-    able = np.flatnonzero((counts > 1) & (errors > _NOTHING * counts))
+    able = np.flatnonzero((distinct > 1) & (errors > _NOTHING * counts))
     _, parts = parts_that_fit(able, counts[able], int(counts.sum()))
-    share = np.maximum((parts - 1) / (counts[able] - 1), 1 - parts**-0.2)
+    share = np.minimum(np.maximum((parts - 1) / (distinct[able] - 1), 1 - parts**-0.2), 1)
     gain = errors[able] * share / (parts - 1)
     order = np.argsort(-gain, kind="stable")
     return able[order], np.repeat(gain[order], parts[order] - 1)

@@ -5,7 +5,6 @@ updated (``lifelong_leaves``) once enough behaviours are new, and from scratch a
 has too few new behaviours keeps the representatives of the refresh before.
 """
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,9 +28,9 @@ COMPRESSED = pa.schema(
 PRIOR = COMPRESSED.append(relaxed(PATHWAY_LIFELONG.schema.field("fusion_version")))
 """Rows of the refresh before."""
 
-_SHORT = 1.5
-"""Up to so many times ``max_representatives`` behaviours, clusters are mostly pairs, and another choice of pairs makes a large
-difference in error. There clustering from scratch costs little more than an update."""
+_NEGLIGIBLE = 0.02
+"""Share of a history's spread below which a within-cluster error is as good as none: with hardly more items than clusters, most
+items have one of their own, and which few share one makes no difference to a reader."""
 
 
 @dataclass
@@ -157,8 +156,7 @@ def _cluster_user(
     joined = int(result.joined[user]) + new
     held = len(leaf) - new
     too_many = held > 0 and int(leaf.max()) >= settings.max_representatives
-    short = len(leaf) <= _SHORT * settings.max_representatives
-    if held == 0 or too_many or (grown and (short or joined > settings.rebuild_share * len(leaf))):
+    if held == 0 or too_many or (grown and joined > settings.rebuild_share * len(leaf)):
         leaf = hierarchical_clusters(items.take(rows), settings.max_representatives, seed)
         result.joined[user] = 0
         result.counts["from_scratch"] += 1
@@ -182,12 +180,12 @@ def _cluster_user(
 
 
 def error_ratio(items: ItemVectors, rows: np.ndarray, leaf: np.ndarray, reference: np.ndarray) -> float:
-    """Within-cluster error of one clustering of a history divided by that of another; 1 if neither has any."""
-    ours, theirs = (float(LeafSums.of(items, rows, labels, int(labels.max()) + 1).errors().sum()) for labels in (leaf, reference))
-    nothing = 1e-6 * len(rows)
-    if theirs > nothing:
-        return ours / theirs
-    return 1.0 if ours <= nothing else math.inf
+    """Within-cluster error of one clustering of a history divided by that of a reference, or by 2 % of the history's spread
+    (the squared distances to its mean) where the reference has less."""
+    ours, theirs = (LeafSums.of(items, rows, labels, int(labels.max()) + 1) for labels in (leaf, reference))
+    spread = ours.squares.sum() - float(np.square(ours.sums.sum(axis=0, dtype=np.float64)).sum()) / len(rows)
+    least = max(_NEGLIGIBLE * spread, 1e-9 * len(rows))
+    return float(ours.errors().sum() / max(theirs.errors().sum(), least))
 
 
 def _averages(
