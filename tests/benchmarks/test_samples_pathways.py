@@ -1,5 +1,8 @@
 """The landing day is what it says, and DuckDB's tables equal ours row for row: the peer does the same work, and judges it."""
 
+import json
+import subprocess
+import sys
 from collections import Counter
 
 import duckdb
@@ -9,9 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.samples_pathways import figures_of
 from benchmarks.samples_pathways_data import DAY, DAY_BEFORE, EVENTS_A_USER, World, landing_events, write_landing
 from benchmarks.samples_pathways_duckdb import Before, Peer, rows_of
 from benchmarks.samples_pathways_lake import Past, clone, make_lake
+from benchmarks.samples_pathways_runs import Cost, processor_seconds
 from onerec.command_line import run as run_command
 from schemas.tables import (
     DAILY_SAMPLES,
@@ -123,3 +128,54 @@ def test_the_peer_writes_the_same_rows(both, table):
 def test_the_peer_quarantines_as_many_rows(both):
     ours, theirs = both
     assert len(ours.read(QUARANTINE)) == len(rows_of(theirs, QUARANTINE)) > 0
+
+
+TINY = """
+import benchmarks.lifelong_rotation as lifelong
+from benchmarks import samples_pathways as subject
+lifelong.core_hours_lifelong = lambda quick, seed: {"core_hours_lifelong": 150.0, "quick": quick}  # measured by tests of its own
+subject.QUICK = subject.Plan((4500, 9000), 1, 9000, buckets=2, skew_buckets=4, memory="1g", peer_memory="1GB")
+subject.main()
+"""
+
+
+@pytest.mark.slow
+def test_the_closing_object_has_the_promised_figures():
+    ended = subprocess.run([sys.executable, "-c", TINY, "--quick"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout.splitlines()[-1])
+    assert result["benchmark"] == "samples_pathways"
+    figures = result["figures"]
+    assert set(figures["events_per_s_per_core"]) == {"ingest_parquet", "ingest_jsonl_gz", "samples", "pathways"}
+    assert set(figures["core_hours_18b"]) == {"parquet", "jsonl_gz"}
+    assert figures["core_hours_lifelong"] == 150.0
+    numbers = ("time_ratio_duckdb", "growth_exponent", "history_10x_ratio", "max_task_over_median")
+    assert all(isinstance(figures[name], float) for name in numbers)
+    assert figures["max_task_over_median"] >= 1
+    assert 20 < figures["bytes_per_sample"] < 500
+    assert figures["bytes_per_user_day"] > 1000
+
+
+def test_slopes_are_made_of_the_steps_of_each_chain():
+    def day(size):
+        millions = size / 1e6
+        walls = {"ingest_parquet": 4, "ingest_jsonl_gz": 10, "samples": 2, "pathways": 3, "duckdb": 18}
+        return {name: Cost(7 + seconds * millions, 1.5 * seconds * millions) for name, seconds in walls.items()}
+
+    figures = figures_of({size: day(size) for size in (1_000_000, 2_000_000, 4_000_000)})
+    assert figures["events_per_s_per_core"]["samples"] == pytest.approx(1e6 / 2 / 2)
+    assert figures["core_hours_18b"] == pytest.approx({"parquet": 9e-6 * 2 * 18e9 / 3600, "jsonl_gz": 15e-6 * 2 * 18e9 / 3600})
+    assert figures["processor_hours_18b"]["parquet"] == pytest.approx(13.5e-6 * 18e9 / 3600)
+    assert figures["time_ratio_duckdb"] == pytest.approx(0.5)
+
+
+def test_processor_time_counts_children_that_live_and_children_that_ended():
+    before = processor_seconds()
+    burn = "import time\nwhile time.process_time() < 0.5: pass\n"
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    ended = processor_seconds()
+    assert ended - before >= 0.4
+    with subprocess.Popen([sys.executable, "-c", burn + "print(flush=True)\ninput()"], stdin=-1, stdout=-1) as child:
+        child.stdout.readline()
+        assert processor_seconds() - ended >= 0.4
+        child.stdin.close()
