@@ -1,8 +1,8 @@
 """What one day's lifelong rotation costs: 1 of 7 buckets of 400 million users, by CPU time of the task that Spark runs.
 
 Users have lognormal histories (median 5,000, σ = 1, at most 100,000) and one in 200 has 100,000; each brings 45 behaviours a
-day. A bucket of such users is clustered from scratch, then refreshed week by week. Where a user stands between two
-clusterings from scratch is drawn at random, so a week holds as many of them as any other.
+day. A bucket of such users is clustered from scratch, then refreshed week by week. Where a user stands between two updates, and
+between two clusterings from scratch, is drawn at random, so that a week holds as many of either as any other.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.harness import progress
 from feature_jobs.bucket_files import bucket_files, item_keys, partition_values
 from feature_jobs.lifelong import commit_refresh, plan_turn
 from feature_jobs.lifelong_bucket import Turn, refresh_bucket
-from feature_jobs.lifelong_history import BASE
+from feature_jobs.lifelong_history import BASE, NO_LEAF
 from feature_jobs.partition_files import PartitionFile, commit_files
 from schemas.config import Config, LakeSection, LifelongSection
 from schemas.lake import Lake, create_lake
@@ -190,13 +190,23 @@ def _write_day(lake: Lake, date: dt.date, rows: pa.Table) -> None:
 
 
 def _draw_phases(lake: Lake, seed: int) -> None:
-    """Give every user a random number of behaviours that joined since the last clustering from scratch."""
+    """Put every user at a random point between two updates (the newest behaviours wait for a cluster) and between two
+    clusterings from scratch (so many behaviours have joined since)."""
+    settings, random = lake.config.lifelong, np.random.default_rng(seed)
     is_base = pads.field("date") == HISTORY_BASE
-    rows = bucket_files(lake, HISTORY, lake.table_version(HISTORY), is_base).read(0, BASE)
-    lengths = np.diff(rows["behaviours"].combine_chunks().offsets.to_numpy())
-    most = lake.config.lifelong.rebuild_share * lengths
-    joined = pa.array((np.random.default_rng(seed).random(len(rows)) * most).astype(np.int64))
-    rows = rows.set_column(rows.schema.get_field_index("joined"), BASE.field("joined"), joined)
+    rows = bucket_files(lake, HISTORY, lake.table_version(HISTORY), is_base).read(0, BASE).combine_chunks()
+    leaves = rows["leaf"].combine_chunks()
+    offsets = leaves.offsets.to_numpy()
+    lengths = np.diff(offsets)
+    waiting = (random.random(len(rows)) * np.minimum(settings.grown_share * lengths, settings.grown_behaviours)).astype(np.int64)
+    # a history grows from n to n / (1 - rebuild_share) between two, and all stages of it, in logarithms, are equally likely
+    since = lengths * (1 - (1 - settings.rebuild_share) ** random.random(len(rows)))
+    joined = np.maximum(since.astype(np.int64) - waiting, 0)
+    newest = np.repeat(offsets[1:], lengths) - np.arange(offsets[-1]) <= np.repeat(waiting, lengths)
+    leaf = np.where(newest, np.int16(NO_LEAF), leaves.flatten().to_numpy())
+    columns = {"joined": pa.array(joined), "leaf": pa.ListArray.from_arrays(leaves.offsets, pa.array(leaf))}
+    for name, values in columns.items():
+        rows = rows.set_column(rows.schema.get_field_index(name), BASE.field(name), values)
     file = PartitionFile(lake, HISTORY, {"user_bucket": "0", "date": HISTORY_BASE.isoformat()})
     for start in range(0, len(rows), 50):
         file.write(rows.slice(start, 50))

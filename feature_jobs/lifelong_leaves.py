@@ -20,7 +20,7 @@ _NOTHING = 1e-6
 """Error of a leaf, a member, that is rounding."""
 _ROWS_AT_ONCE = 1024
 """Vectors that fit the processor's cache together with their centres."""
-_MERGE_CANDIDATES = 512
+_MERGE_CANDIDATES = 384
 """Leaves whose nearest leaf is looked for in one update, the smallest first."""
 
 

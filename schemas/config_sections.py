@@ -120,11 +120,11 @@ class LifelongSection(Section):
     """Newest behaviours that are compressed."""
     max_representatives: int = Field(default=2000, ge=1, le=32_767)
     """Clusters that remain at most."""
-    grown_share: float = Field(default=0.1, ge=0)
+    grown_share: float = Field(default=0.12, ge=0)
     """A user's new behaviours are clustered once they are this share of the clustered ones …"""
     grown_behaviours: Positive = 1000
     """… or this many."""
-    rebuild_share: float = Field(default=0.75, gt=0)
+    rebuild_share: float = Field(default=0.8, gt=0)
     """A user is clustered from scratch once this share of the history joined the clusters since the last time."""
     audit_one_in: Positive = 64
     """One in so many updates of a user's clusters is compared with clustering from scratch."""
