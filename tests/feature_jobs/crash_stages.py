@@ -19,7 +19,8 @@ from tests.lake_rows import write_rows
 DAYS = ("2026-01-01", "2026-01-02")
 _WORLD = ["--users", "40", "--items", "60", "--days", "2", "--start", DAYS[0], "--seed", "5", "--no-media"]
 _BADLY = ["--late-share", "0.1", "--duplicate-share", "0.1"]
-_SETTINGS = ["--set", "lake.user_buckets=3", "--set", "lifelong.max_representatives=20", "--set", "ingest.quarantine_limit=0.2"]
+_CONFIG = "lake.user_buckets=3 lifelong.max_representatives=20 lifelong.rotation=1 ingest.quarantine_limit=0.2"
+_SETTINGS = [part for setting in _CONFIG.split() for part in ("--set", setting)]
 
 
 @dataclass(frozen=True)
