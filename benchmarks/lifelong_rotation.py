@@ -96,7 +96,7 @@ def core_hours_lifelong(quick: bool, seed: int) -> dict[str, Any]:
     """Core-hours of one day's rotation, updating and from scratch, and what stands behind them (ms and bytes a user).
 
     ``error_ratio_*``: within-cluster error of the last week's updated clusters as a multiple of that from scratch, a user
-    (``feature_jobs.lifelong_users.error_ratio``). Takes less than a minute if ``quick``, else some four, of one core.
+    (``feature_jobs.lifelong_users.error_ratio``). Takes less than a minute of one core if ``quick``.
     """
     with tempfile.TemporaryDirectory() as folder:
         return _measured(Path(folder), users=200 if quick else 800, weeks=2 if quick else 4, seed=seed)
