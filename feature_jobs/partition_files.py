@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -50,7 +49,6 @@ class PartitionFile:
         self._uri = lake.table_uri(table)
         self._schema = data_schema(table)
         self._nulls = dict.fromkeys(self._schema.names, 0)
-        self._users: list[str] = []
         self._writer: pq.ParquetWriter | None = None
         self._path = ""
 
@@ -75,9 +73,6 @@ class PartitionFile:
         self.rows += len(rows)
         for column, name in zip(columns, self._schema.names, strict=True):
             self._nulls[name] += column.null_count
-        if "user_id" in self._nulls:
-            bounds = pc.min_max(columns[self._schema.get_field_index("user_id")]).as_py()
-            self._users = [min([*self._users[:1], bounds["min"]]), max([*self._users[1:], bounds["max"]])]
 
     def close(self) -> FileReport | None:
         """Finish the file; what the commit needs to know of it, or None if nothing was written."""
@@ -85,9 +80,9 @@ class PartitionFile:
             return None
         self._writer.close()
         filesystem, root = filesystem_of(self._uri)
-        statistics: dict[str, Any] = {"numRecords": self.rows, "nullCount": self._nulls}
-        if self._users:
-            statistics |= {"minValues": {"user_id": self._users[0]}, "maxValues": {"user_id": self._users[-1]}}
+        # No bounds: those of some columns only make delta-rs compare the others with null, and a filter then finds nothing;
+        # of all columns they would help nobody, since a bucket's file holds users, items and times of every kind.
+        statistics = {"numRecords": self.rows, "nullCount": self._nulls}
         return {
             "path": self._path,
             "size": filesystem.get_file_info(f"{root}/{self._path}").size,
