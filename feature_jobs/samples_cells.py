@@ -8,11 +8,6 @@ few bytes a distinct cell, in sorted arrays, and no machine ever holds more than
 The same files carry each user bucket's sketch of the day's distinct items (``samples_sketch``), merged in the same way.
 """
 
-import os
-import re
-import socket
-import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from feature_jobs.run_folders import run_folder
 from feature_jobs.samples_arrays import order_by
 from feature_jobs.samples_sketch import ItemSketch
 from feature_jobs.user_state_arrays import group_starts
@@ -33,9 +29,6 @@ CELLS_AT_ONCE = 2**23
 """Cells that are collected before they are summed: a few hundred megabytes."""
 _ITEMS = -2
 """Stands for the sketch of items among duration buckets."""
-_FOLDER = re.compile(r"samples-(\d+)-(\d+)-[0-9a-f]{8}-(.+)")
-"""When the run began, its process, what tells it from others, its host."""
-_ABANDONED_SECONDS = 24 * 3600
 _CELL_FILE = pa.schema([("value", pa.int64()), ("plays", pa.int64())])
 _SHARE_FILE = pa.schema([("play_time_ms", pa.int64()), ("share", pa.float64())])
 
@@ -179,31 +172,6 @@ def distinct_items(plan: Sequence[tuple[int, list[tuple[int, int]]]], merged: Se
 
 @contextmanager
 def cell_folder(lake: Lake) -> Iterator[CellFolder]:
-    """A folder of this run's own, removed at its end. Folders that killed runs left are removed, too: of this host at once,
-    of other hosts after a day."""
-    filesystem, cache = lake.filesystem("cache")
-    for found in filesystem.get_file_info(pafs.FileSelector(cache, allow_not_found=True)):
-        if _abandoned(found.base_name):
-            filesystem.delete_dir(found.path)
-    name = f"samples-{int(time.time())}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{socket.gethostname()}"
-    folder = CellFolder(lake.uri("cache", name))
-    try:
-        yield folder
-    finally:
-        if filesystem.get_file_info(f"{cache}/{name}").type is pafs.FileType.Directory:
-            filesystem.delete_dir(f"{cache}/{name}")
-
-
-def _abandoned(name: str) -> bool:
-    parts = _FOLDER.fullmatch(name)
-    if parts is None:
-        return False
-    began, process, host = int(parts[1]), int(parts[2]), parts[3]
-    if host == socket.gethostname():
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-    return time.time() - began > _ABANDONED_SECONDS
+    """A folder of this run's own, removed at its end."""
+    with run_folder(lake, "samples") as uri:
+        yield CellFolder(uri)

@@ -4,16 +4,17 @@ JSON lines are parsed by Arrow where a block's lines are all plain objects of th
 Python's parser line by line, which keeps numbers as they were written. Both give the same rows.
 """
 
-import bisect
 import csv
 import gzip
 import io
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
@@ -29,6 +30,8 @@ BLOCK_ROWS = 65_536
 MAX_LINE_BYTES = 64 << 20
 _SAMPLED_LINES = 50
 _NOT_A_LINE = "row: not a JSON object on a line of its own"
+_NO_JSON = re.compile(rb"[\s:,\[-](?:NaN|Inf(?:inity)?)\s*[,}\]]")
+"""What Arrow takes for numbers though JSON has none such; in a text it may stand, too."""
 _NOT_A_RECORD = "row: not one value a column of the header"
 csv.field_size_limit(MAX_LINE_BYTES)
 
@@ -148,8 +151,9 @@ def _joined(blocks: list[Block]) -> Block:
     starts = list(itertools.accumulate((block.rows for block in blocks), initial=0))
 
     def texts(rows: Sequence[int]) -> list[str]:
-        places = [(row, bisect.bisect_right(starts, row) - 1) for row in rows]
-        return [blocks[number].texts([row - starts[number]])[0] for row, number in places]
+        numbers = (np.searchsorted(starts, rows, side="right") - 1).tolist()
+        runs = itertools.groupby(zip(numbers, rows, strict=True), key=lambda place: place[0])
+        return [text for number, run in runs for text in blocks[number].texts([row - starts[number] for _, row in run])]
 
     columns = {name: pa.concat_arrays([block.columns[name] for block in blocks]) for name in blocks[0].columns}
     return Block(starts[-1], columns, texts)
@@ -200,6 +204,8 @@ def _parsed_by_arrow(data: bytes, schema: pa.Schema, numbers_as_texts: list[str]
     # Arrow takes several objects a line, or one over several lines, too: not if each line begins and ends as one does
     lines = data.count(b"\n")
     if not (data.startswith(b"{") and data.endswith(b"}\n") and data.count(b"}\n{") == lines - 1):
+        return None
+    if (b"NaN" in data or b"Inf" in data) and _NO_JSON.search(data):
         return None
     options = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     reading = pajson.ReadOptions(use_threads=False, block_size=len(data) + 1)

@@ -35,9 +35,14 @@ usual = st.fixed_dictionaries(
         "unknown": st.none() | texts,
     },
 )
+no_numbers = st.sampled_from([float("nan"), float("inf"), float("-inf")])
+"""Python writes them as NaN, Infinity and -Infinity, which JSON does not have."""
+usual_but_one = st.builds(lambda row, extra: row | extra, usual, st.dictionaries(
+    st.sampled_from(["unknown", "play_time_ms", "scene", "like"]), no_numbers | st.lists(no_numbers, min_size=1, max_size=2),
+    min_size=1, max_size=1))  # fmt: skip
 anything = st.none() | st.booleans() | st.integers() | st.floats() | texts | st.lists(st.integers(), max_size=2)
 names = st.sampled_from([field.name for field in input_columns(EVENTS)])
-objects = usual | st.dictionaries(names, anything, max_size=4)
+objects = usual | usual_but_one | st.dictionaries(names, anything, max_size=4)
 lines = st.builds(lambda value, ascii: json.dumps(value, ensure_ascii=ascii), objects, st.booleans()) | st.sampled_from(
     ["", "  ", "{", "7", "null", '{"a":1}{"b":2}', '{"a":1} x', '{"user_id":"\\ud800"}', '{"play_time_ms":-0}', '{"user_id":-0}',
      '{"user_id":1,"user_id":2}', '{"play_time_ms":1e3}', '{"play_time_ms":01}', "\t{}", '{"user_id":"a\tb"}']
@@ -72,6 +77,26 @@ def test_both_parsers_read_the_same_rows(some: list[str], separator: str, ends: 
         patch.setattr(blocks, "_parsed_by_arrow", lambda *_: None)
         assert found == rows_of(data, EVENTS)
     assert [row[0] for row in found] == [line for line in some if line.strip()]
+
+
+@pytest.mark.parametrize("token", ["NaN", "Infinity", "-Infinity", "Inf", "-Inf", "[1, NaN]", '{"y":NaN }'])
+def test_a_line_with_a_number_that_json_does_not_have_is_no_json(token: str) -> None:
+    """Wherever it stands: Arrow would read past it in a column that nobody asked for."""
+    good = '{"impression_id":"a","user_id":"NaN","item_id":"Infinity","ts":"2026-01-31T12:00:00Z","play_time_ms":1,"x":"NaN, "}'
+    data = "\n".join([good, good[:-1] + f',"z":{token}}}', ""]).encode()
+    assert [wrong and wrong[0].split(" (found")[0] for _, _, wrong in rows_of(data, EVENTS)] == [
+        [],
+        "row: not a JSON object on a line of its own",
+    ]
+
+
+def test_texts_of_many_rows_are_those_of_each_in_any_order() -> None:
+    lines = [json.dumps({"user_id": f"u{n}", "play_time_ms": n}) for n in range(200)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK_BYTES", 100)
+        (block,) = json_blocks(io.BytesIO("\n".join(lines).encode()), input_columns(EVENTS))
+    rows = [5, 199, 0, 1, 1, 77, *range(200)]
+    assert block.texts(rows) == [lines[row] for row in rows]
 
 
 @given(st.lists(usual, min_size=1, max_size=30))
