@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from scipy.optimize import nnls
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -53,8 +54,24 @@ def slope(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 
 
 def growth_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """Exponent e of seconds ∝ size^e, by least squares in logarithms; 1 is linear."""
-    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+    """Exponent e, from 0.5 to 2, of the cost above the fixed start: seconds = a + b · size^e with a, b ≥ 0; 1 is linear.
+
+    Least squares of the relative errors. Each e of a grid (steps of 0.001) has its best a and b, so there is no local minimum
+    to end in. Raises ValueError for fewer than three different sizes: these determine no curve.
+    """
+    if len(set(sizes)) < 3:
+        raise ValueError(f"an exponent above a fixed start needs three different sizes, not {list(sizes)}")
+    times, relative = np.asarray(seconds, float), np.asarray(sizes, float) / max(sizes)
+    target = np.ones(len(times))
+
+    def error(exponent: float) -> float:
+        terms = np.column_stack([np.ones(len(times)), relative**exponent])
+        return float(nnls(terms / times[:, None], target)[1])
+
+    return float(min(_EXPONENTS, key=error))
+
+
+_EXPONENTS = np.linspace(0.5, 2, 1501)
 
 
 def machine() -> dict[str, Any]:

@@ -37,7 +37,7 @@ EVENTS_A_DAY = 18e9
 STEPS = ("ingest_parquet", "ingest_jsonl_gz", "samples", "pathways")
 CHAINS = {kind: (f"ingest_{kind}", "samples", "pathways") for kind in ("parquet", "jsonl_gz")}
 PEER = "duckdb"
-PEER_REPEATED = 2_000_000
+PEER_REPEATED = 4_000_000
 """Above so many events DuckDB has one round: it takes minutes, and varies little then."""
 NO_CAP = "samples.user_day_cap=1000000000"
 
@@ -53,6 +53,10 @@ class Plan:
     skew_buckets: int = 32
     memory: str = "4g"
     peer_memory: str = "8GB"
+
+    def peer_rounds(self, events: int) -> int:
+        """How often the peer is measured at a size."""
+        return self.repeats if events <= PEER_REPEATED else 1
 
 
 FULL = Plan((1_000_000, 2_000_000, 4_000_000, 8_000_000), 3, 1_000_000)
@@ -87,7 +91,7 @@ class Benchmark:
             rounds, peer = [], []
             for number in range(self.plan.repeats):
                 rounds.append(self._our_round(before, zones, folder))
-                if number == 0 or events <= PEER_REPEATED:
+                if number < self.plan.peer_rounds(events):
                     peer.append(self._peer_round(before, zones, folder))
         costs = {name: median_cost([costs[name] for costs, _ in rounds]) for name in STEPS} | {PEER: median_cost(peer)}
         for name, cost in costs.items():
@@ -208,7 +212,8 @@ def measure(plan: Plan, chosen: argparse.Namespace) -> dict[str, Any]:
         benchmark.warm_up()
         for size in plan.sizes:
             costs[size], stored = benchmark.size(size)
-        figures = figures_of(costs) | stored | {"history_10x_ratio": benchmark.history_ratio()}
+        rounds = {str(size): plan.peer_rounds(size) for size in plan.sizes}
+        figures = figures_of(costs) | stored | {"peer_rounds": rounds} | {"history_10x_ratio": benchmark.history_ratio()}
         tasks = benchmark.stragglers()
         benchmark.product.stop()
     lifelong = core_hours_lifelong(chosen.quick, chosen.seed)

@@ -27,6 +27,8 @@ from schemas.shards import stable_key
 from schemas.tables import DAILY_SAMPLES, EVENTS, FEEDBACK, ITEMS, USER_STATE, USERS, Table
 
 _DAY_US = 86_400_000_000
+CODEC = "COMPRESSION zstd, COMPRESSION_LEVEL 1"
+"""As our files have it (``feature_jobs.parquet_layout``)."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,7 @@ class Peer:
         """The one file of a partition."""
         folder = self.out / table / partition
         folder.mkdir(parents=True, exist_ok=True)
-        self.sql.execute(f"COPY ({query}) TO '{folder}/part.parquet' (FORMAT parquet, COMPRESSION zstd)")
+        self.sql.execute(f"COPY ({query}) TO '{folder}/part.parquet' (FORMAT parquet, {CODEC})")
 
 
 def _sample_ids(users: pa.ChunkedArray, impressions: pa.ChunkedArray) -> pa.Array:

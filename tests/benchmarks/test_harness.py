@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks import harness
@@ -11,9 +12,41 @@ def test_a_slope_leaves_the_fixed_start_out():
     assert harness.slope([1, 2, 4], [7 + 3 * size for size in (1, 2, 4)]) == pytest.approx(3)
 
 
-@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
-def test_an_exponent_is_found(exponent):
-    assert harness.growth_exponent([1, 2, 4, 8], [5 * size**exponent for size in (1, 2, 4, 8)]) == pytest.approx(exponent)
+SIZES = np.array([1.0, 2.0, 4.0, 8.0]) * 1e6
+
+
+def seconds(size, start=15.0, linear=8.0, square=0.0):
+    """What a day of so many events takes if its cost grows linearly, or faster."""
+    millions = size / 1e6
+    return start + linear * millions + square * millions**2
+
+
+@pytest.mark.parametrize("start", [0, 1, 15, 100])
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 1.5, 2.0])
+def test_an_exponent_is_that_of_the_cost_above_the_fixed_start(start, exponent):
+    assert harness.growth_exponent(SIZES, start + 5 * (SIZES / 1e6) ** exponent) == pytest.approx(exponent, abs=0.002)
+
+
+def test_a_cost_that_grows_faster_is_told_from_a_linear_one():
+    assert harness.growth_exponent(SIZES, seconds(SIZES)) == pytest.approx(1, abs=0.002)
+    assert harness.growth_exponent(SIZES, seconds(SIZES, linear=5, square=0.6)) > 1.3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_exponent_withstands_noise_of_a_percent(seed):
+    noise = 1 + 0.01 * np.random.default_rng(seed).uniform(-1, 1, len(SIZES))
+    assert harness.growth_exponent(SIZES, seconds(SIZES) * noise) == pytest.approx(1, abs=0.1)
+    assert harness.growth_exponent(SIZES, seconds(SIZES, linear=5, square=0.6) * noise) > 1.3
+
+
+def test_an_exponent_stays_between_a_half_and_two():
+    assert harness.growth_exponent(SIZES, SIZES**3) == 2
+    assert harness.growth_exponent(SIZES, SIZES**0.1) == 0.5
+
+
+def test_two_sizes_determine_no_exponent():
+    with pytest.raises(ValueError, match="three different sizes"):
+        harness.growth_exponent([1, 2, 2], [1, 2, 2])
 
 
 def test_the_closing_object_is_the_last_line(capsys, tmp_path, monkeypatch):

@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.samples_pathways import figures_of
+from benchmarks.samples_pathways import FULL, figures_of
 from benchmarks.samples_pathways_data import DAY, DAY_BEFORE, EVENTS_A_USER, World, landing_events, write_landing
-from benchmarks.samples_pathways_duckdb import Before, Peer, rows_of
+from benchmarks.samples_pathways_duckdb import CODEC, Before, Peer, rows_of
 from benchmarks.samples_pathways_lake import Past, clone, make_lake
 from benchmarks.samples_pathways_runs import Cost, processor_seconds
+from feature_jobs.parquet_layout import writer_options
 from onerec.command_line import run as run_command
 from schemas.tables import (
     DAILY_SAMPLES,
@@ -134,7 +135,7 @@ TINY = """
 import benchmarks.lifelong_rotation as lifelong
 from benchmarks import samples_pathways as subject
 lifelong.core_hours_lifelong = lambda quick, seed: {"core_hours_lifelong": 150.0, "quick": quick}  # measured by tests of its own
-subject.QUICK = subject.Plan((4500, 9000), 1, 9000, buckets=2, skew_buckets=4, memory="1g", peer_memory="1GB")
+subject.QUICK = subject.Plan((4500, 9000, 18000), 1, 9000, buckets=2, skew_buckets=4, memory="1g", peer_memory="1GB")
 subject.main()
 """
 
@@ -152,6 +153,7 @@ def test_the_closing_object_has_the_promised_figures():
     numbers = ("time_ratio_duckdb", "growth_exponent", "history_10x_ratio", "max_task_over_median")
     assert all(isinstance(figures[name], float) for name in numbers)
     assert figures["max_task_over_median"] >= 1
+    assert figures["peer_rounds"] == {"4500": 1, "9000": 1, "18000": 1}
     assert 20 < figures["bytes_per_sample"] < 500
     assert figures["bytes_per_user_day"] > 1000
 
@@ -167,6 +169,16 @@ def test_slopes_are_made_of_the_steps_of_each_chain():
     assert figures["core_hours_18b"] == pytest.approx({"parquet": 9e-6 * 2 * 18e9 / 3600, "jsonl_gz": 15e-6 * 2 * 18e9 / 3600})
     assert figures["processor_hours_18b"]["parquet"] == pytest.approx(13.5e-6 * 18e9 / 3600)
     assert figures["time_ratio_duckdb"] == pytest.approx(0.5)
+    assert figures["growth_exponent"] == pytest.approx(1)  # of what comes above the fixed start
+
+
+def test_the_peer_has_three_rounds_but_for_the_largest_size():
+    assert [FULL.peer_rounds(size) for size in FULL.sizes] == [3, 3, 3, 1]
+
+
+def test_the_peers_files_are_compressed_as_ours_are():
+    (level,) = set(writer_options(DAILY_SAMPLES.schema)["compression_level"].values())
+    assert f"COMPRESSION zstd, COMPRESSION_LEVEL {level}" == CODEC
 
 
 def test_processor_time_counts_children_that_live_and_children_that_ended():
