@@ -1,7 +1,10 @@
 """Every table of the lake, declared once in Arrow: columns, nullability, partitions, CHECK constraints.
 
 Spark, delta-rs, Beam, the trainer, the tests and ``docs/tables.md`` all read these declarations. A CHECK constraint is
-written in the SQL that Spark and DataFusion share (comparisons, AND, OR, IS NULL), since both engines enforce it.
+written in the SQL that Spark and DataFusion share (comparisons, AND, OR, IS NULL): both engines enforce it on the rows that
+they write. Files that a task writes and the driver commits (``feature_jobs.partition_files``: events, samples, pathways,
+history, state) pass no engine and are not checked: there the step's own rules hold, and ``tests/feature_jobs/test_checks.py``
+evaluates the constraints on what the steps wrote.
 """
 
 import datetime as dt
@@ -257,7 +260,7 @@ USER_STATE = Table(
             _column(
                 "recent_items",
                 pa.list_(pa.int64()),
-                "xxhash64 of the last 512 items, by (observed_ts, sample_id); finds second watches",
+                "xxhash64 of the last 512 items, by day taken in, then (observed_ts, sample_id); finds second watches",
                 required=True,
             ),
             _column(
