@@ -25,22 +25,23 @@ _DICTIONARY_BYTES = 2**24
 def writer_options(schema: pa.Schema) -> dict[str, Any]:
     """Keyword arguments of ``pyarrow.parquet.ParquetWriter`` for files of a schema; the only statistics are those of the user,
     by whom rows are ordered."""
-    leaves = [leaf for column in schema for leaf in _leaves(column, column.name)]
+    every = leaves(schema)
     encoding = {}
-    for path, kind in leaves:
+    for path, kind in every:
         if _name(path) in _SHARED_BEGINNINGS:
             encoding[path] = "DELTA_BYTE_ARRAY"
         elif _name(path) in _DIFFERENCES and (pa.types.is_integer(kind) or pa.types.is_timestamp(kind)):
             encoding[path] = "DELTA_BINARY_PACKED"
-    plain = {path for path, kind in leaves if _name(path) in _UNREPEATED or pa.types.is_boolean(kind)}
-    hashes = {path for path, _ in leaves if _name(path) in _HASHES}
+    plain = {path for path, kind in every if _name(path) in _UNREPEATED or pa.types.is_boolean(kind)}
+    hashes = {path for path, _ in every if _name(path) in _HASHES}
     return {
-        "compression": {path: "none" if path in hashes else "zstd" for path, _ in leaves},
-        "compression_level": {path: 1 for path, _ in leaves if path not in hashes},
-        "use_dictionary": [path for path, _ in leaves if path not in encoding and path not in plain],
+        "compression": {path: "none" if path in hashes else "zstd" for path, _ in every},
+        "compression_level": {path: 1 for path, _ in every if path not in hashes},
+        "use_dictionary": [path for path, _ in every if path not in encoding and path not in plain],
+        "store_schema": False,  # readers shall see texts, whatever the writer had
         "column_encoding": encoding,
         "dictionary_pagesize_limit": _DICTIONARY_BYTES,
-        "write_statistics": [path for path, _ in leaves if path == "user_id"],
+        "write_statistics": [path for path, _ in every if path == "user_id"],
     }
 
 
@@ -48,8 +49,12 @@ def _name(path: str) -> str:
     return path.removesuffix(".list.element").rpartition(".")[2]
 
 
-def _leaves(column: pa.Field, path: str) -> Iterator[tuple[str, pa.DataType]]:
+def leaves(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
     """Parquet path and type of each leaf column."""
+    return [leaf for column in schema for leaf in _leaves(column, column.name)]
+
+
+def _leaves(column: pa.Field, path: str) -> Iterator[tuple[str, pa.DataType]]:
     if pa.types.is_struct(column.type):
         for child in column.type:
             yield from _leaves(child, f"{path}.{child.name}")
@@ -57,3 +62,19 @@ def _leaves(column: pa.Field, path: str) -> Iterator[tuple[str, pa.DataType]]:
         yield from _leaves(column.type.value_field, f"{path}.list.element")
     else:
         yield path, column.type
+
+
+def coded(kind: pa.DataType) -> pa.DataType:
+    """The type with texts inside lists as dictionaries: Parquet holds them so, and neither reading, nor moving behaviours
+    about, nor writing them needs the texts themselves."""
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_coded_value(kind.value_type)))
+    return kind
+
+
+def _coded_value(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string(kind):
+        return pa.dictionary(pa.int32(), pa.string())
+    if pa.types.is_struct(kind):
+        return pa.struct([child.with_type(_coded_value(child.type)) for child in kind])
+    return coded(kind)

@@ -19,7 +19,7 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from feature_jobs.bucket_files import live_files
-from feature_jobs.parquet_layout import writer_options
+from feature_jobs.parquet_layout import coded, writer_options
 from schemas.errors import BadInput
 from schemas.lake import Lake, filesystem_of
 from schemas.suppression import check_nobody_forgotten
@@ -38,16 +38,18 @@ def data_schema(table: Table) -> pa.Schema:
 class PartitionFile:
     """A Parquet file of one partition of a table, written row group by row group; not yet part of the table.
 
-    ``partition`` maps each partition column to its value as Delta writes it (dates as YYYY-MM-DD).
+    ``partition`` maps each partition column to its value as Delta writes it (dates as YYYY-MM-DD). ``metadata`` becomes key-value
+    metadata of the file; a file that has some is written even without rows, any other is not.
     """
 
-    def __init__(self, lake: Lake, table: Table, partition: Mapping[str, str]) -> None:
+    def __init__(self, lake: Lake, table: Table, partition: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> None:
         self.rows = 0
+        self._metadata = dict(metadata or {})
         self._table = table
         self._partition = {name: str(partition[name]) for name in table.partition_by}
         self._folder = "".join(f"{name}={value}/" for name, value in self._partition.items())
         self._uri = lake.table_uri(table)
-        self._schema = data_schema(table)
+        self._schema = pa.schema([column.with_type(coded(column.type)) for column in data_schema(table)])
         self._nulls = dict.fromkeys(self._schema.names, 0)
         self._writer: pq.ParquetWriter | None = None
         self._path = ""
@@ -56,6 +58,19 @@ class PartitionFile:
         """Append rows that have the table's columns but the partition's (more are left out), cast to their types."""
         if not len(rows):
             return
+        writer = self._opened()
+        columns = [
+            pa.nulls(len(rows), column.type)
+            if column.nullable and column.name not in rows.column_names
+            else rows[column.name].cast(column.type)
+            for column in self._schema
+        ]
+        writer.write_table(pa.table(columns, schema=self._schema))
+        self.rows += len(rows)
+        for column, name in zip(columns, self._schema.names, strict=True):
+            self._nulls[name] += column.null_count
+
+    def _opened(self) -> pq.ParquetWriter:
         if self._writer is None:
             self._path = f"{self._folder}part-{uuid.uuid4()}.zstd.parquet"
             filesystem, root = filesystem_of(self._uri)
@@ -63,19 +78,12 @@ class PartitionFile:
             self._writer = pq.ParquetWriter(
                 f"{root}/{self._path}", self._schema, filesystem=filesystem, **writer_options(self._schema)
             )
-        columns = [
-            pa.nulls(len(rows), column.type)
-            if column.nullable and column.name not in rows.column_names
-            else rows[column.name].cast(column.type)
-            for column in self._schema
-        ]
-        self._writer.write_table(pa.table(columns, schema=self._schema))
-        self.rows += len(rows)
-        for column, name in zip(columns, self._schema.names, strict=True):
-            self._nulls[name] += column.null_count
+        return self._writer
 
     def close(self) -> FileReport | None:
-        """Finish the file; what the commit needs to know of it, or None if nothing was written."""
+        """Finish the file; what the commit needs to know of it, or None if there is nothing to write."""
+        if self._metadata:
+            self._opened().add_key_value_metadata(self._metadata)
         if self._writer is None:
             return None
         self._writer.close()

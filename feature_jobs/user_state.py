@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_jobs.bucket_files import relaxed
+from feature_jobs.parquet_layout import coded
 from feature_jobs.user_state_arrays import (
-    BEHAVIOURS,
+    CODED_BEHAVIOURS,
     behaviour_columns,
     behaviour_order,
     flat,
@@ -31,9 +32,10 @@ from schemas.config import Config, SamplesSection
 from schemas.lake import day_start
 from schemas.tables import PATHWAY_STATIC, USER_STATE
 
-STATE = pa.schema([relaxed(field) for field in USER_STATE.schema if field.name not in (*USER_STATE.partition_by,)])
-"""``user_state`` without its partition columns, nullable at every depth."""
-FRESH = pa.schema([("user_id", pa.string()), ("date", pa.date32()), *BEHAVIOURS.value_type])
+_RELAXED = [relaxed(field) for field in USER_STATE.schema if field.name not in USER_STATE.partition_by]
+STATE = pa.schema([field.with_type(coded(field.type)) for field in _RELAXED])
+"""``user_state`` without its partition columns, nullable at every depth, texts inside lists as dictionaries."""
+FRESH = pa.schema([("user_id", pa.string()), ("date", pa.date32()), *CODED_BEHAVIOURS.value_type])
 """Behaviours that a day takes in: the user, the day of the request, the behaviour's own columns."""
 ACTIVE_DAYS = 56
 
@@ -63,7 +65,7 @@ class Fresh:
         rank[by_name] = np.arange(len(by_name))
         owner = rank[encoded.indices.to_numpy()]
         order = behaviour_order(owner, integers(rows["observed_ts"]), integers(rows["sample_id"]))
-        fields = list(BEHAVIOURS.value_type)
+        fields = list(CODED_BEHAVIOURS.value_type)
         values = pa.StructArray.from_arrays([flat(rows[field.name]).take(pa.array(order)) for field in fields], fields=fields)
         return cls(
             encoded.dictionary.take(pa.array(by_name)),

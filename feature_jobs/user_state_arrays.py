@@ -12,10 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_jobs.bucket_files import item_keys, relaxed
+from feature_jobs.parquet_layout import coded
 from schemas.tables import BEHAVIOUR, FEEDBACK
 
 BEHAVIOURS = relaxed(pa.field("behaviours", pa.list_(BEHAVIOUR))).type
 """``list<BEHAVIOUR>`` nullable at every depth: what files of both engines can be cast to."""
+
+CODED_BEHAVIOURS = coded(BEHAVIOURS)
 
 
 def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:

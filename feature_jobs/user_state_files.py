@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_jobs.bucket_files import BucketFiles
+from feature_jobs.parquet_layout import leaves
 from feature_jobs.user_state import STATE
 from feature_jobs.user_state_arrays import flat
 from schemas.errors import BadInput
@@ -53,15 +54,17 @@ def _streamed(files: BucketFiles, path: str, schema: pa.Schema) -> Iterator[pa.T
     filesystem, root = filesystem_of(files.uri)
     try:
         with filesystem.open_input_file(f"{root}/{path}") as stream:
-            file = pq.ParquetFile(stream)
+            texts = [leaf for leaf, kind in leaves(schema) if pa.types.is_dictionary(kind)]
+            file = pq.ParquetFile(stream, read_dictionary=texts)
             present = [name for name in schema.names if name in file.schema_arrow.names]
-            for batch in file.iter_batches(USERS_AT_ONCE, columns=present, use_threads=False):
-                rows = pa.Table.from_batches([batch])
+            for number in range(file.num_row_groups):  # iter_batches has no dictionaries inside lists
+                rows = file.read_row_group(number, columns=present, use_threads=False)
                 columns = [
                     rows[column.name].cast(column.type) if column.name in present else pa.nulls(len(rows), column.type)
                     for column in schema
                 ]
-                yield pa.table(columns, schema=schema)
+                whole = pa.table(columns, schema=schema)
+                yield from (whole.slice(start, USERS_AT_ONCE) for start in range(0, len(whole), USERS_AT_ONCE))
     except (OSError, pa.ArrowException) as error:
         raise BadInput(
             f"{root}/{path}: missing or damaged ({first_line(error)}); restore it, or run the step that writes it"
