@@ -27,7 +27,7 @@ class Mentions:
         without users (``of_users``) is theirs in neither case, unless it is no JSON.
         """
         try:
-            named = _named_users(row_json)
+            named = named_users(row_json)
         except (ValueError, RecursionError):
             return self.in_text(row_json)
         if named:
@@ -41,7 +41,7 @@ class Mentions:
         return any(re.search(rf"(?<!\w){re.escape(user)}(?!\w)", text) for user in candidates)
 
 
-def _named_users(row_json: str) -> set[str]:
+def named_users(row_json: str) -> set[str]:
     """Every value of a ``user_id`` in a JSON text (of a key that is there twice, both), as it is and without outer blanks."""
     found: set[str] = set()
 

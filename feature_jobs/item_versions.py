@@ -48,11 +48,13 @@ class ItemVersions:
     parts: int
 
     def known(self, items: pa.Array | pa.ChunkedArray, others: np.ndarray | None = None) -> np.ndarray:
-        """Whether the catalogue has any version of each item, or its key is among ``others`` (bool; False for null)."""
+        """Whether the catalogue has any version of each item, or its key is among ``others`` (int64, sorted), which are
+        searched, not copied (bool; False for null)."""
         keys, index = _distinct_keys(items)
         found = np.zeros(len(keys) + 1, bool)  # the last stands for null
-        if others is not None:
-            found[:-1] = np.isin(keys, others)
+        if others is not None and len(others):
+            place = np.searchsorted(others, keys)
+            found[:-1] = others[np.minimum(place, len(others) - 1)] == keys
         for part, places in self._by_part(keys):
             start, end = part.range_of(keys[places])
             found[places] |= end > start

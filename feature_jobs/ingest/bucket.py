@@ -3,7 +3,7 @@
 import datetime as dt
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 from feature_jobs.bucket_events import sample_ids
 from feature_jobs.bucket_files import BucketFiles
 from feature_jobs.ingest.catalogue import DUPLICATE, FORGOTTEN
+from feature_jobs.ingest.forgotten import of_forgotten, without_forgotten
+from feature_jobs.ingest.judging import in_packs
 from feature_jobs.ingest.sources import input_columns
 from feature_jobs.partition_files import FileReport, PartitionFile, data_schema
 from feature_jobs.user_state_arrays import flat, integers
@@ -72,16 +74,6 @@ def publish_bucket(task: BucketTask, bucket: int, rows: pa.Table) -> str:
         report.dates.append(date.isoformat())
         report.files += _written(task.lake, bucket, date, task.landing_date, _stamped(part, task.ingested_at))
     return json.dumps(asdict(report))
-
-
-def without_forgotten(rows: pa.Table, suppression: Suppression) -> tuple[pa.Table, int]:
-    """Rows without those of people who were forgotten (``onerec forget``), and how many those were."""
-    if not suppression.hashes:
-        return rows, 0
-    users = pc.unique(flat(rows["user_id"])).to_pylist()
-    listed = pa.array([user for user in users if user is not None and user in suppression], pa.string())
-    kept = pc.invert(pc.is_in(rows["user_id"], value_set=listed))
-    return rows.filter(kept), len(rows) - (pc.sum(kept).as_py() or 0)
 
 
 def without_repeated(rows: pa.Table) -> tuple[pa.Table, int]:
@@ -170,14 +162,22 @@ def write_whole(file: PartitionFile, rows: pa.Table) -> list[FileReport]:
     return [] if report is None else [report]
 
 
-def publish_rejected(lake: Lake, table: Table, landing_date: dt.date, suppression: Suppression, rows: pa.Table) -> str:
-    """Write rejected rows (REJECTED) beside ``quarantine``; as JSON, how many, why, how many of forgotten people, the file."""
-    rows, forgotten = without_forgotten(rows, suppression)
+def publish_rejected(lake: Lake, table: Table, landing_date: dt.date, suppression: Suppression, parts: Iterable[pa.Table]) -> str:
+    """Write rejected rows (REJECTED, some at a time: there may be more of them than memory holds) beside ``quarantine``; as
+    JSON, how many, why, how many of forgotten people, the file."""
     reasons: Counter[str] = Counter()
-    for bare in pc.split_pattern(pc.list_flatten(rows["reasons"]), " (found ", max_splits=1).to_pylist():
-        reasons[bare[0]] += 1
-    names = pa.repeat(pa.scalar(table.name), len(rows))
-    quarantined = rows.drop_columns(["user_id"]).append_column("table_name", names)
+    forgotten = rejected = 0
     file = PartitionFile(lake, QUARANTINE, {"table_name": table.name, "date": landing_date.isoformat()})
-    files = write_whole(file, quarantined)
-    return json.dumps({"rejected": len(rows), "reasons": reasons, "forgotten": forgotten, "files": files})
+    for rows in in_packs(parts):
+        theirs = of_forgotten(rows, suppression)
+        rows = rows.filter(pa.array(~theirs))
+        forgotten += int(theirs.sum())
+        rejected += len(rows)
+        for bare in pc.split_pattern(pc.list_flatten(rows["reasons"]), " (found ", max_splits=1).to_pylist():
+            reasons[bare[0]] += 1
+        names = pa.repeat(pa.scalar(table.name), len(rows))
+        if len(rows):
+            file.write(rows.drop_columns(["user_id"]).append_column("table_name", names))
+    report = file.close()
+    files = [] if report is None else [report]
+    return json.dumps({"rejected": rejected, "reasons": reasons, "forgotten": forgotten, "files": files})

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
@@ -17,15 +18,16 @@ from pyspark.sql import functions as F
 
 from feature_jobs.bucket_files import bucket_files, live_files
 from feature_jobs.ingest.bucket import BucketTask, publish_bucket, publish_rejected
-from feature_jobs.ingest.catalogue import DUPLICATE, FORGOTTEN, KEPT, append_once, judged_frame, with_fates, without_forgotten
+from feature_jobs.ingest.catalogue import DUPLICATE, FORGOTTEN, KEPT, append_once, judged_frame, with_fates
 from feature_jobs.ingest.catalogue import REJECTED as REJECTED_FATE
-from feature_jobs.ingest.judging import REJECTED
+from feature_jobs.ingest.landed_keys import LandedKeys
 from feature_jobs.ingest.landing import LANDED_TABLES, Landing
 from feature_jobs.ingest.rules import Bounds
 from feature_jobs.ingest.shuffle import Dealing, KnownItems, dealt, work_on_groups
 from feature_jobs.ingest.sources import Source, look_at
 from feature_jobs.item_versions import item_versions
 from feature_jobs.partition_files import FileReport, commit_files
+from feature_jobs.run_folders import run_folder
 from feature_jobs.session import table_failures_named
 from schemas.errors import GateFailed
 from schemas.lake import Lake
@@ -36,13 +38,16 @@ from schemas.tables import EVENTS, ITEMS, QUARANTINE, USERS, Table
 
 @dataclass
 class Landed:
-    """What became of a landing table's rows: ``fates`` counts them, ``rejected`` are the files of its quarantined ones.
+    """What became of a landing table's rows: ``read`` counts them as they were read, ``fates`` what became of them;
+    ``rejected`` are the files of its quarantined ones.
 
     Of items and users ``rows`` has those to append (``_fate`` kept). Of events ``files`` are written and not committed,
-    ``rewritten`` are the paths of the files that they replace besides the landing's own, ``dates`` the days they are of.
+    ``rewritten`` are the paths of the files that they replace besides the landing's own, ``dates`` the days of all good rows,
+    also of those that were dropped because an earlier landing has them: whether it has is what another run may change.
     """
 
     table: Table
+    read: int = 0
     fates: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     rejected: list[FileReport] = field(default_factory=list)
@@ -61,7 +66,7 @@ class Landed:
         """Row accounting, if everything kept is published."""
         kept, rejected = self.fates.get(KEPT, 0), self.fates.get(REJECTED_FATE, 0)
         dropped = {fate: self.fates[fate] for fate in (DUPLICATE, FORGOTTEN) if self.fates.get(fate)}
-        return TableCounts(kept + rejected + sum(dropped.values()), kept, rejected, dropped)
+        return TableCounts(self.read, kept, rejected, dropped)
 
 
 def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> StepRun:
@@ -79,8 +84,11 @@ def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> Ste
         sources = {table.name: look_at(landing, table, files[table.name], cores) for table in LANDED_TABLES}
         catalogue = _Catalogue(spark, lake, landing, date, caches)
         items, users = (catalogue.landed(sources[table.name], pinned[table.name]) for table in (ITEMS, USERS))
-        events = _events(spark, lake, landing, date, sources[EVENTS.name], pinned, _keys(items))
+        keys = _keys(items, caches.enter_context(run_folder(lake, "ingest")))
+        events = _events(spark, lake, landing, date, sources[EVENTS.name], pinned, keys)
         landed = [items, users, events]
+        for part in landed:
+            part.counts.check(part.table.name)
         step.extra = {
             "unknown_columns": {file: names for source in sources.values() for file, names in source.unknown.items()},
             "quarantine_reasons": {part.table.name: _most_frequent_first(part.reasons) for part in landed if part.reasons},
@@ -117,16 +125,14 @@ class _Catalogue:
         landed = Landed(source.table)
         if not source.tasks:
             return landed
-        suppression = suppressed_users(self.lake)
         published = self.spark.read.format("delta").option("versionAsOf", pinned).load(self.lake.table_uri(source.table))
-        judged = judged_frame(self.spark, self.landing, source, self.date, self.lake.config)
+        judged = judged_frame(self.spark, self.landing, source, self.date, self.lake.config, suppressed_users(self.lake))
         rows = with_fates(judged, published, source.table)
-        if source.table is USERS:
-            rows = without_forgotten(self.spark, rows, suppression)
         rows = rows.persist(StorageLevel.MEMORY_AND_DISK)
         self.caches.callback(rows.unpersist)
-        for fate, number in rows.groupBy("_fate").count().collect():
+        for fate, number, read in rows.groupBy("_fate").agg(F.count("*"), F.sum("_read")).collect():
             landed.add(fate, number)
+            landed.read += read
         if landed.fates.get(REJECTED_FATE):
             self._write_rejected(rows, landed)
         landed.rows = rows.filter(F.col("_fate") == KEPT)
@@ -141,9 +147,8 @@ class _Catalogue:
         )
 
         def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            some = pa.Table.from_batches(batches, pa.schema([field.with_nullable(True) for field in REJECTED]))
-            if len(some):
-                yield pa.RecordBatch.from_pydict({"report": [publish_rejected(lake, table, date, nobody, some)]})
+            parts = (pa.Table.from_batches([batch]) for batch in batches)
+            yield pa.RecordBatch.from_pydict({"report": [publish_rejected(lake, table, date, nobody, parts)]})
 
         for row in rejected.mapInArrow(write, "report string").collect():
             _add_rejected(landed, json.loads(row["report"]))
@@ -155,33 +160,38 @@ def _add_rejected(landed: Landed, report: dict[str, Any]) -> None:
         landed.reasons[reason] = landed.reasons.get(reason, 0) + number
 
 
-def _keys(items: Landed) -> np.ndarray:
-    """``stable_key`` of the landing's own items (int64, sorted), as Spark computes it."""
-    if items.rows is None:
-        return np.empty(0, np.int64)
-    keys = items.rows.select(F.xxhash64("item_id").alias("key")).distinct().toArrow()
-    return np.sort(keys["key"].to_numpy())
+def _keys(items: Landed, folder: str) -> LandedKeys:
+    """``stable_key`` of the landing's own items, as Spark computes it, in a file in the folder."""
+    keys = np.empty(0, np.int64)
+    if items.rows is not None:
+        keys = items.rows.select(F.xxhash64("item_id").alias("key")).distinct().toArrow()["key"].to_numpy()
+    return LandedKeys.write(f"{folder}/landed_keys.npy", keys)
 
 
 def _events(
-    spark: SparkSession, lake: Lake, landing: Landing, date: dt.date, source: Source, pinned: dict[str, int], keys: np.ndarray
+    spark: SparkSession, lake: Lake, landing: Landing, date: dt.date, source: Source, pinned: dict[str, int], keys: LandedKeys
 ) -> Landed:
     """Judge the events, deal them to their buckets, and write each bucket's, not yet committed."""
     suppression = suppressed_users(lake)
     buckets = lake.config.lake.user_buckets
     known = KnownItems(item_versions(lake, pinned[ITEMS.name]), keys)
-    dealing = Dealing(landing, source, known, Bounds.of(date, lake.config), suppression, buckets)
+    dealing = Dealing(landing, source, known, Bounds.of(date, lake.config), buckets)
     days = [date - dt.timedelta(days=offset) for offset in range(lake.config.ingest.max_late_days + 1)]
     others = bucket_files(lake, EVENTS, pinned[EVENTS.name], pads.field("date").isin(days) & (pads.field("landing_date") != date))
     task = BucketTask(lake, date, dt.datetime.now(dt.UTC), others, suppression)
 
-    def work(group: int, rows: pa.Table) -> str:
+    def work(group: int, blocks: Iterator[pa.Table]) -> str:
         if group < buckets:
-            return publish_bucket(task, group, rows)
-        return publish_rejected(lake, EVENTS, date, suppression, rows)
+            return publish_bucket(task, group, pa.concat_tables(blocks))
+        if group == dealing.tally:
+            return json.dumps({"read": sum(pc.sum(block["read"]).as_py() for block in blocks)})
+        return publish_rejected(lake, EVENTS, date, suppression, blocks)
 
     landed = Landed(EVENTS)
     for report in map(json.loads, work_on_groups(dealt(spark, dealing), work)):
+        if "read" in report:
+            landed.read += report["read"]
+            continue
         if "bucket" not in report:
             _add_rejected(landed, report)
             landed.add(REJECTED_FATE, report["rejected"])

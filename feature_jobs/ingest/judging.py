@@ -1,6 +1,6 @@
 """One task's share of a landing table: blocks read, typed and judged; good rows as a table, rejected ones with reasons."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +22,32 @@ REJECTED = pa.schema(
     ]
 )
 """Rejected rows: as they came, why, from where, and whose they are if that could be read."""
+_PACK_ROWS, _PACK_BYTES = 50_000, 32 << 20
+
+
+def fill_a_pack(rejected: Sequence[pa.Table]) -> bool:
+    """Whether these are as many REJECTED rows, or bytes, as a task keeps in memory: a landing may be nothing but bad rows."""
+    return sum(map(len, rejected)) >= _PACK_ROWS or sum(part.nbytes for part in rejected) >= _PACK_BYTES
+
+
+def in_packs(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """REJECTED rows in tables of about that size, however few each part has."""
+    waiting: list[pa.Table] = []
+    for part in parts:
+        waiting.append(part)
+        if fill_a_pack(waiting):
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A block's rows: the good ones (the table's input columns, and what its rules add), and REJECTED ones."""
+    """A block's rows: the good ones (the table's input columns, and what its rules add), and REJECTED ones; ``read`` is how
+    many the block had when it was read, for the accounting."""
 
+    read: int
     good: pa.Table
     rejected: pa.Table
 
@@ -71,7 +91,7 @@ def _judged(block: Block, table: Table, split: Split, rules: Callable[[Columns, 
     every = pa.table(columns)
     rows = reasons.rows
     if not len(rows):
-        return Judged(every, REJECTED.empty_table())
+        return Judged(block.rows, every, REJECTED.empty_table())
     good = np.ones(block.rows, bool)
     good[rows] = False
     rejected = pa.table(
@@ -80,4 +100,4 @@ def _judged(block: Block, table: Table, split: Split, rules: Callable[[Columns, 
         else [block.texts(rows.tolist()), reasons.of(rows), [split.file.name] * len(rows), [None] * len(rows)],
         schema=REJECTED,
     )
-    return Judged(every.filter(pa.array(good)), rejected)
+    return Judged(block.rows, every.filter(pa.array(good)), rejected)

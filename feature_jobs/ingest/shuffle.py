@@ -5,6 +5,7 @@ judges its files in Arrow, sorts what it read by bucket and hands over one compr
 and, where a machine is lost, recomputes them as it does any row.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,14 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from feature_jobs.ingest.judging import judged_blocks
+from feature_jobs.ingest.judging import fill_a_pack, judged_blocks
+from feature_jobs.ingest.landed_keys import LandedKeys
 from feature_jobs.ingest.landing import Landing
 from feature_jobs.ingest.rules import Bounds, Columns, judge_events
 from feature_jobs.ingest.sources import Source, input_columns
 from feature_jobs.ingest.values import Reasons
 from feature_jobs.item_versions import ItemVersions
 from schemas.shards import stable_key
-from schemas.suppression import Suppression
 from schemas.tables import EVENTS
 
 if TYPE_CHECKING:
@@ -31,18 +32,20 @@ PACKED = "group int, block binary"
 ROWS_AT_ONCE = 1 << 20
 """Rows that are sorted by bucket together: more make larger blocks, and need more memory."""
 BUCKETS_A_REJECTING_GROUP = 64
+TALLY = pa.schema([pa.field("read", pa.int64())])
+"""Rows that a task read, before they were judged: what became of them must add up to it."""
 
 
 @dataclass(frozen=True)
 class KnownItems:
-    """Items that a catalogue row knows: of the published table, or of this landing (keys: int64, sorted)."""
+    """Items that a catalogue row knows: of the published table, or of this landing."""
 
     published: ItemVersions
-    landed: np.ndarray
+    landed: LandedKeys
 
     def __call__(self, items: pa.Array) -> np.ndarray:
         """Whether each item is known (bool; False for null)."""
-        return self.published.known(items, self.landed)
+        return self.published.known(items, self.landed.keys())
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,6 @@ class Dealing:
     source: Source
     known: KnownItems
     bounds: Bounds
-    suppression: Suppression
     buckets: int
 
     @property
@@ -61,9 +63,14 @@ class Dealing:
         """Groups that take rejected rows."""
         return 1 + self.buckets // BUCKETS_A_REJECTING_GROUP
 
+    @property
+    def tally(self) -> int:
+        """The last group: how many rows were read (TALLY)."""
+        return self.buckets + self.rejecting
+
 
 def dealt(spark: "SparkSession", dealing: Dealing) -> "DataFrame":
-    """PACKED rows, partitioned by group: groups 0 … buckets − 1 hold LANDED rows, the others REJECTED rows."""
+    """PACKED rows, partitioned by group: groups 0 … buckets − 1 hold LANDED rows, then REJECTED rows, the last TALLY."""
     tasks = len(dealing.source.tasks)
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -72,7 +79,7 @@ def dealt(spark: "SparkSession", dealing: Dealing) -> "DataFrame":
                 yield from _deal(dealing, number)
 
     packed = spark.range(0, tasks, 1, max(tasks, 1)).mapInArrow(work, PACKED)
-    return packed.repartitionById(dealing.buckets + dealing.rejecting, packed["group"])
+    return packed.repartitionById(dealing.tally + 1, packed["group"])
 
 
 def _deal(dealing: Dealing, number: int) -> Iterator[pa.RecordBatch]:
@@ -81,17 +88,24 @@ def _deal(dealing: Dealing, number: int) -> Iterator[pa.RecordBatch]:
 
     waiting: list[pa.Table] = []
     rejected: list[pa.Table] = []
+    groups = itertools.cycle(range(dealing.buckets, dealing.tally))
+    group = next(itertools.islice(groups, number % dealing.rejecting, None))
+    read = 0
     for judged in judged_blocks(dealing.landing, EVENTS, dealing.source.tasks[number], rules):
+        read += judged.read
         waiting.append(judged.good.select(LANDED.names).cast(LANDED))
-        if len(judged.rejected):
-            rejected.append(judged.rejected)
+        rejected.append(judged.rejected)
         if sum(map(len, waiting)) >= ROWS_AT_ONCE:
             yield from by_bucket(pa.concat_tables(waiting), dealing.buckets)
             waiting = []
+        if fill_a_pack(rejected):
+            yield packed(group, pa.concat_tables(rejected))
+            rejected, group = [], next(groups)
     if waiting:
         yield from by_bucket(pa.concat_tables(waiting), dealing.buckets)
-    if rejected:
-        yield packed(dealing.buckets + number % dealing.rejecting, pa.concat_tables(rejected))
+    if any(map(len, rejected)):
+        yield packed(group, pa.concat_tables(rejected))
+    yield packed(dealing.tally, pa.table([[read]], schema=TALLY))
 
 
 def by_bucket(rows: pa.Table, buckets: int) -> Iterator[pa.RecordBatch]:
@@ -116,22 +130,18 @@ def packed(group: int, rows: pa.Table) -> pa.RecordBatch:
     )
 
 
-def unpacked(batches: Iterator[pa.RecordBatch]) -> tuple[int | None, pa.Table | None]:
-    """The group of a partition and its rows together; (None, None) for a partition without any."""
-    group, tables = None, []
+def unpacked(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
+    """The blocks of a partition, each with its group, one at a time."""
     for batch in batches:
-        for number, block in zip(batch.column(0).to_pylist(), batch.column(1), strict=True):
-            group = number
-            tables.append(pa.ipc.open_stream(block.as_buffer()).read_all())
-    return group, pa.concat_tables(tables) if tables else None
+        for group, block in zip(batch.column(0).to_pylist(), batch.column(1), strict=True):
+            yield group, pa.ipc.open_stream(block.as_buffer()).read_all()
 
 
-def work_on_groups(frame: "DataFrame", work: Callable[[int, pa.Table], str]) -> list[str]:
-    """``work(group, rows)`` of each group that has rows, one task each; what they return."""
+def work_on_groups(frame: "DataFrame", work: Callable[[int, Iterator[pa.Table]], str]) -> list[str]:
+    """``work(group, blocks)`` of each group that has rows, one task each; what they return."""
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        group, rows = unpacked(batches)
-        if group is not None and rows is not None:
-            yield pa.RecordBatch.from_pydict({"report": [work(group, rows)]})
+        for group, blocks in itertools.groupby(unpacked(batches), key=lambda entry: entry[0]):
+            yield pa.RecordBatch.from_pydict({"report": [work(group, (rows for _, rows in blocks))]})
 
     return [row["report"] for row in frame.mapInArrow(task, "report string").collect()]

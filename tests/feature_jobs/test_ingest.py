@@ -15,7 +15,7 @@ import pytest
 from feature_jobs.ingest import job, settings
 from feature_jobs.ingest.landing import open_landing
 from schemas.config import Config
-from schemas.errors import BadInput
+from schemas.errors import BadInput, GateFailed
 from schemas.lake import Lake, open_lake, parse_date
 from schemas.suppression import suppress
 from schemas.tables import EVENTS, ITEMS, QUARANTINE, TABLES, USERS, Table
@@ -178,6 +178,58 @@ def test_rows_of_people_who_were_forgotten_are_dropped_and_counted(spark: Any, m
     assert [row["user_id"] for table in (EVENTS, USERS) for row in _rows(lake, table)] == ["u", "u"]
     (rejected,) = _rows(lake, QUARANTINE)
     assert "李雷" not in rejected["row_json"]
+
+
+@pytest.mark.slow
+def test_broken_rows_of_people_who_were_forgotten_are_not_quarantined(spark: Any, make_lake: MakeLake, tmp_path: Path) -> None:
+    """What is left of a cut line still names them."""
+    root, lake = tmp_path / "zone", make_lake(ingest={"quarantine_limit": 0.9})
+    suppress(lake, ["anna", "李雷"])
+    for table in ("events", "users"):
+        folder = root / table / f"date={DAY}"
+        folder.mkdir(parents=True)
+        good = EVENT if table == "events" else {"user_id": "u", "date": "2026-01-30"}
+        cut = ['{"user_id":"anna","item', json.dumps({"user_id": "李雷"})[:-1], '{"user_id":"bert","item_id":"anna-lena"', "{"]
+        (folder / "part.jsonl").write_text("\n".join([json.dumps(good), *cut]))
+    _write(root, "items", [ITEM, {"item_id": "anna"}])
+    tables = _run(spark, lake, root)["tables"]
+    for table in ("events", "users"):
+        assert tables[table] == {"rows_in": 5, "rows_out": 1, "rows_quarantined": 1, "rows_dropped": {"forgotten": 3}}, table
+    assert tables["items"]["rows_quarantined"] == 1, "a row of items is nobody's"
+    assert sorted(row["row_json"] for row in _rows(lake, QUARANTINE)) == ["{", "{", '{"item_id": "anna"}']
+
+
+@pytest.mark.slow
+def test_a_landing_of_bad_rows_is_refused_and_quarantined_in_packs(
+    spark: Any, make_lake: MakeLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No task holds all of them: neither where they are judged nor where they are written."""
+    root, lake = tmp_path / "zone", make_lake()
+    rows = [EVENT | {"impression_id": str(n), "play_time_ms": -n} for n in range(130_000)]
+    _write(root, "events", rows, day=DAY)
+    _write(root, "items", [ITEM])
+    with pytest.raises(GateFailed, match="129999 of 130000 rows"):
+        _run(spark, lake, root)
+    assert len({row["row_json"] for row in lake.read(QUARANTINE).to_pylist()}) == 129_999
+    (file,) = lake.open_table(QUARANTINE).file_uris()
+    groups = pq.ParquetFile(file.removeprefix("file://")).metadata
+    assert groups.num_row_groups > 1
+    assert max(groups.row_group(n).num_rows for n in range(groups.num_row_groups)) < 120_000
+    assert [path.name for path in lake.local_path("cache").iterdir() if path.name.startswith("ingest-")] == []
+
+
+@pytest.mark.slow
+def test_a_row_that_is_lost_on_the_way_is_noticed_before_anything_is_published(
+    spark: Any, make_lake: MakeLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, lake = tmp_path / "zone", make_lake()
+    _write(root, "events", [EVENT, EVENT | {"impression_id": "b"}], day=DAY)
+    _write(root, "items", [ITEM])
+    publish = job.publish_bucket
+    monkeypatch.setattr(job, "publish_bucket", lambda task, bucket, rows: publish(task, bucket, rows.slice(1)))
+    with pytest.raises(RuntimeError, match="events: 2 rows in, 1 accounted for"):
+        _run(spark, lake, root)
+    assert [lake.read(table).num_rows for table in (ITEMS, EVENTS)] == [0, 0]
 
 
 @pytest.mark.slow
