@@ -6,14 +6,18 @@ below ``LAKE/cache``, and shared by all tasks and steps until the catalogue chan
 """
 
 import hashlib
+import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +25,8 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from feature_jobs.bucket_files import item_keys
+from feature_jobs.cache_folders import COMPLETE, in_use, mark_used, remove_folder, remove_unused, staging_path
+from schemas.errors import BadInput
 from schemas.lake import Lake, damage_named, filesystem_of
 from schemas.tables import ITEMS
 
@@ -31,9 +37,7 @@ ATTRIBUTES = pa.schema(
 )
 _COLUMNS = ["item_id", "valid_from", *ATTRIBUTES.names]
 _BATCH_ROWS = 131_072
-_COMPLETE = "complete"
-_KEPT = 3
-"""Versions of the catalogue that stay in the cache: a run that is under way still maps the one it began with."""
+_FOLDER = re.compile(r"items-\d+")
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class ItemVersions:
     """All versions of all items, in parts by the high bits of ``stable_key(item_id)``: in ``part-N/``, sorted by (key,
     valid_from), ``keys.npy`` and ``valid_from.npy`` (int64, µs) and ``attributes.arrow`` (ATTRIBUTES), row for row.
 
-    Two items whose 64-bit keys agree would be taken for one; among a billion items the odds of any such pair are 3 %.
+    ``identity`` is what the folder's mark says, new whenever the files are written. Two items whose 64-bit keys agree would
+    be taken for one; among a billion items the odds of any such pair are 3 %.
     """
 
     uri: str
     parts: int
+    identity: str
 
     def known(self, items: pa.Array | pa.ChunkedArray, others: np.ndarray | None = None) -> np.ndarray:
         """Whether the catalogue has any version of each item, or its key is among ``others`` (int64, sorted), which are
@@ -87,7 +93,7 @@ class ItemVersions:
         return pa.concat_tables(tables).combine_chunks(), place
 
     def _by_part(self, keys: np.ndarray) -> Iterator[tuple["_Part", np.ndarray]]:
-        folder = _local_copy(self.uri)
+        folder = _local_copy(self.uri, self.identity)
         part_of = _part_of(keys, self.parts)
         for number in np.unique(part_of).tolist():
             yield _Part(folder / f"part-{number}", number), np.flatnonzero(part_of == number)
@@ -99,7 +105,8 @@ class _Part:
     number: int
 
     def _column(self, name: str) -> np.ndarray:
-        column: np.ndarray = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        with in_use(str(self.folder.parent)):
+            column: np.ndarray = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         return column
 
     def range_of(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -119,20 +126,33 @@ class _Part:
         return np.where(low > start, low - 1, -1)
 
     def attributes(self, rows: np.ndarray) -> pa.Table:
-        with pa.memory_map(str(self.folder / "attributes.arrow")) as source:
+        with in_use(str(self.folder.parent)), pa.memory_map(str(self.folder / "attributes.arrow")) as source:
             return pa.ipc.open_file(source).read_all().take(pa.array(rows))
 
 
 def item_versions(lake: Lake, version: int, *, rows_a_part: int = ROWS_A_PART) -> ItemVersions:
-    """The files of a version of the table ``items``, written if absent; older ones beyond the newest few are removed."""
-    filesystem, path = lake.filesystem("cache", f"items-{version}")
+    """The files of a version of the table ``items``, written if absent; those that were not used for long are removed."""
     uri = lake.uri("cache", f"items-{version}")
-    if filesystem.get_file_info(f"{path}/{_COMPLETE}").type is pafs.FileType.NotFound:
+    filesystem, path = filesystem_of(uri)
+    mark = _mark(filesystem, path)
+    if mark is None:
         with _published(filesystem, path) as staging:
             _write(lake, version, rows_a_part, staging)
-        _remove_old(filesystem, path.rpartition("/")[0])
-    folder = _local_copy(uri)
-    return ItemVersions(uri, len(list(folder.glob("part-*"))))
+        mark = _mark(filesystem, path)
+        if mark is None:
+            raise BadInput(f"{uri}: this folder of the cache was removed as soon as it was written; run the step again")
+    mark_used(filesystem, path)
+    remove_unused(filesystem, path.rpartition("/")[0], _FOLDER, own=f"items-{version}")
+    return ItemVersions(uri, **mark)
+
+
+def _mark(filesystem: pafs.FileSystem, path: str) -> dict[str, Any] | None:
+    """What a folder's mark says (``identity``, ``parts``); None where there is no whole folder of this form."""
+    try:
+        with filesystem.open_input_stream(f"{path}/{COMPLETE}") as stream:
+            return dict(json.loads(stream.read()))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _distinct_keys(items: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -186,27 +206,29 @@ def _sort(heap: Path, part: Path) -> None:
 
 @contextmanager
 def _published(filesystem: pafs.FileSystem, path: str) -> Iterator[Path]:
-    """A folder to write into that becomes ``path`` at the end, whole; whoever comes second leaves the first one's."""
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        staging = Path(path).with_name(f".staging-{uuid.uuid4().hex}")
-    else:
-        staging = Path(tempfile.gettempdir()) / f"onerec-staging-{uuid.uuid4().hex}"
+    """A folder to write parts into that becomes ``path`` at the end, whole; of two writers of a local one the first stays."""
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    staging = staging_path(Path(path) if local else _private_folder() / "items")
     staging.mkdir(parents=True)
     try:
         yield staging
-        if isinstance(filesystem, pafs.LocalFileSystem):
-            (staging / _COMPLETE).touch()
+        mark = json.dumps({"identity": uuid.uuid4().hex, "parts": len(list(staging.glob("part-*")))})
+        if local:
+            (staging / COMPLETE).write_text(mark)
             _rename(staging, Path(path))
         else:  # an object store has no renaming: the mark that readers look for comes last
-            local = pafs.LocalFileSystem()
-            pafs.copy_files(str(staging), path, source_filesystem=local, destination_filesystem=filesystem)
-            with filesystem.open_output_stream(f"{path}/{_COMPLETE}") as mark:
-                mark.write(b"")
+            pafs.copy_files(str(staging), path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
+            with filesystem.open_output_stream(f"{path}/{COMPLETE}") as stream:
+                stream.write(mark.encode())
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def _rename(staging: Path, folder: Path) -> None:
+    """Give a folder its name, unless a whole one has it."""
+    local = pafs.LocalFileSystem()
+    if folder.is_dir() and _mark(local, str(folder)) is None:
+        remove_folder(local, str(folder))  # of an earlier form, or damaged
     try:
         os.rename(staging, folder)
     except OSError:
@@ -214,19 +236,39 @@ def _rename(staging: Path, folder: Path) -> None:
             raise
 
 
-def _remove_old(filesystem: pafs.FileSystem, cache: str) -> None:
-    found = [info for info in filesystem.get_file_info(pafs.FileSelector(cache)) if info.base_name.startswith("items-")]
-    for info in sorted(found, key=lambda info: int(info.base_name.removeprefix("items-")))[:-_KEPT]:
-        filesystem.delete_dir(info.path)
+def _local_copy(uri: str, identity: str) -> Path:
+    """The folder on this host: the lake's own where it is mounted, else a copy made by whichever task comes first.
 
-
-def _local_copy(uri: str) -> Path:
-    """The folder on this host: the lake's own where it is mounted, else a copy made by whichever task comes first."""
+    A copy's name holds the lake's address and ``identity``, so that a lake made anew at an address never gets the copy of the
+    one before it; the lake's other copies are removed when they were not used for long.
+    """
     filesystem, path = filesystem_of(uri)
     if isinstance(filesystem, pafs.LocalFileSystem):
         return Path(path)
-    folder = Path(tempfile.gettempdir()) / f"onerec-{hashlib.sha256(uri.encode()).hexdigest()[:24]}"
+    local, copies = pafs.LocalFileSystem(), _private_folder()
+    lake = hashlib.sha256(uri.rpartition("/")[0].encode()).hexdigest()[:24]
+    folder = copies / f"{lake}-{identity}"
     if not folder.is_dir():
-        with _published(pafs.LocalFileSystem(), str(folder)) as staging:
-            pafs.copy_files(path, str(staging), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+        staging = staging_path(folder)
+        try:
+            with in_use(uri):
+                pafs.copy_files(path, str(staging), source_filesystem=filesystem, destination_filesystem=local)
+            if (_mark(local, str(staging)) or {}).get("identity") != identity:
+                raise BadInput(f"{uri}: this folder of the cache was replaced while it was in use; run the step again")
+            _rename(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        names = re.compile(rf"{lake}-[0-9a-f]{{32}}|\.staging-[0-9a-f]{{32}}")
+        remove_unused(local, str(copies), names, own=folder.name)
+    mark_used(local, str(folder))
+    return folder
+
+
+def _private_folder() -> Path:
+    """This user's own folder for copies on this host. Raises BadInput if somebody else could put files there."""
+    folder = Path(tempfile.gettempdir()) / f"onerec-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise BadInput(f"{folder}: not a folder that only this user can use; remove it, or set TMPDIR to another place")
     return folder

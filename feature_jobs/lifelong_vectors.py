@@ -5,8 +5,8 @@ shared by all tasks and following days until either version moves on. Losing the
 """
 
 import os
+import re
 import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
 
 from feature_jobs.bucket_files import item_keys
+from feature_jobs.cache_folders import in_use, mark_used, remove_unused, staging_path
 from schemas.errors import BadInput
 from schemas.lake import Lake, damage_named
 from schemas.tables import ITEM_VECTORS
 
 _BATCH_ROWS = 65_536
+_FOLDER = re.compile(r"vectors-.+-\d+")
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,18 @@ class VectorFiles:
 
     def rows_of(self, keys: np.ndarray) -> np.ndarray:
         """Row of each key (int64) in ``vectors``, −1 where there is none."""
-        known, rows = (np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("keys", "rows"))
+        known, rows = self._mapped("keys", "rows")
         place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
         return np.where(known[place] == keys, rows[place], -1)
 
     def vectors(self) -> ItemVectors:
         """The vectors, mapped."""
-        matrix, norms = (np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("vectors", "norms"))
+        matrix, norms = self._mapped("vectors", "norms")
         return ItemVectors(matrix.view(np.ndarray), norms.view(np.ndarray))
+
+    def _mapped(self, *names: str) -> list[np.ndarray]:
+        with in_use(str(self.folder)):
+            return [np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in names]
 
 
 def vector_files(lake: Lake, fusion_version: str, table_version: int) -> VectorFiles:
@@ -68,22 +75,28 @@ def vector_files(lake: Lake, fusion_version: str, table_version: int) -> VectorF
     """
     cache = lake.local_path("cache")
     folder = cache / f"vectors-{fusion_version}-{table_version}"
-    if folder.is_dir():
-        return VectorFiles(folder)
+    if not folder.is_dir():
+        _publish(lake, fusion_version, table_version, folder)
+    local = pafs.LocalFileSystem()
+    mark_used(local, str(folder))
+    remove_unused(local, str(cache), _FOLDER, own=folder.name)
+    return VectorFiles(folder)
+
+
+def _publish(lake: Lake, fusion_version: str, table_version: int, folder: Path) -> None:
+    """Write the files beside ``folder``, then give them its name."""
     dataset = lake.dataset(ITEM_VECTORS, version=table_version)
     chosen = (pads.field("kind") == "fused") & (pads.field("source") == fusion_version)
     with damage_named(lake.table_uri(ITEM_VECTORS)):
         count = dataset.count_rows(filter=chosen)
     if not count:
         raise BadInput(f"{lake.table_uri(ITEM_VECTORS)}: no vectors of fusion {fusion_version}; run `onerec fuse` first")
-    staging = cache / f".staging-{uuid.uuid4().hex}"
+    staging = staging_path(folder)
     staging.mkdir(parents=True)
     try:
         batches = dataset.to_batches(columns=["item_id", "content_hash", "vector"], filter=chosen, batch_size=_BATCH_ROWS)
         with damage_named(lake.table_uri(ITEM_VECTORS)):
             _stream(batches, count, staging, f"{lake.table_uri(ITEM_VECTORS)}, fusion {fusion_version}")
-        for old in cache.glob("vectors-*"):
-            shutil.rmtree(old, ignore_errors=True)
         try:
             os.rename(staging, folder)
         except OSError:  # another run wrote the same files first
@@ -91,7 +104,6 @@ def vector_files(lake: Lake, fusion_version: str, table_version: int) -> VectorF
                 raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return VectorFiles(folder)
 
 
 def _stream(batches: "pa.RecordBatchReader", count: int, folder: Path, where: str) -> None:

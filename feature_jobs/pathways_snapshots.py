@@ -6,7 +6,6 @@ and those of D − 1. However late a snapshot lands, and whatever was rebuilt, e
 """
 
 import datetime as dt
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from feature_jobs.bucket_files import BucketFiles, partition_values
+from feature_jobs.cache_folders import SPARK_COMPLETE, in_use
+from feature_jobs.run_folders import run_folder
 from feature_jobs.user_state_facts import FACTS, PROFILE, latest_of_each
 from schemas.errors import BadInput
 from schemas.lake import Lake, filesystem_of
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 WRITERS = 1024
 """Most tasks that write dealt snapshots."""
-_KEPT_HOURS = 48
-"""A run that was killed leaves its files; a later one removes them when no run can be using them any more."""
-_STAMP = "%Y%m%dT%H%M%S"
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,14 @@ class DealtSnapshots:
     uri: str
 
     def read(self, bucket: int) -> pa.Table:
-        """The bucket's snapshots, in user order."""
+        """The bucket's snapshots, in user order. Raises BadInput if the folder is not there any more, or not whole."""
         filesystem, root = filesystem_of(self.uri)
         found = filesystem.get_file_info(pafs.FileSelector(f"{root}/user_bucket={bucket}", allow_not_found=True))
+        if filesystem.get_file_info(f"{root}/{SPARK_COMPLETE}").type is not pafs.FileType.File:  # looked for after the listing
+            raise BadInput(f"{self.uri}: the snapshots dealt to buckets are missing or not whole; run `onerec pathways` again")
         parts = [PROFILE.empty_table()]
         for path in sorted(info.path for info in found if info.path.endswith(".parquet")):
-            with filesystem.open_input_file(path) as stream:
+            with in_use(self.uri), filesystem.open_input_file(path) as stream:
                 parts.append(pq.ParquetFile(stream).read(columns=PROFILE.names, use_threads=False).cast(PROFILE))
         return latest_of_each(pa.concat_tables(parts))
 
@@ -88,15 +88,9 @@ def dealt(users: "DataFrame", lake: Lake, dates: list[dt.date]) -> Iterator[Deal
     if not dates:
         yield None
         return
-    filesystem, cache = lake.filesystem("cache")
-    _remove_old(filesystem, cache)
-    name = f"snapshots-{dt.datetime.now(dt.UTC).strftime(_STAMP)}-{uuid.uuid4().hex}"
-    try:
-        by_bucket(users, dates, lake.config.lake.user_buckets).write.partitionBy("user_bucket").parquet(lake.uri("cache", name))
-        yield DealtSnapshots(lake.uri("cache", name))
-    finally:
-        if filesystem.get_file_info(f"{cache}/{name}").type is pafs.FileType.Directory:
-            filesystem.delete_dir(f"{cache}/{name}")
+    with run_folder(lake, "snapshots") as uri:
+        by_bucket(users, dates, lake.config.lake.user_buckets).write.partitionBy("user_bucket").parquet(uri)
+        yield DealtSnapshots(uri)
 
 
 def by_bucket(users: "DataFrame", dates: list[dt.date], buckets: int) -> "DataFrame":
@@ -113,12 +107,3 @@ def by_bucket(users: "DataFrame", dates: list[dt.date], buckets: int) -> "DataFr
         .agg(F.max_by(facts, "date").alias("facts"), F.max("date").alias("snapshot_date"))
         .select("user_bucket", "user_id", "facts.*", "snapshot_date")
     )
-
-
-def _remove_old(filesystem: pafs.FileSystem, cache: str) -> None:
-    oldest = dt.datetime.now(dt.UTC) - dt.timedelta(hours=_KEPT_HOURS)
-    for info in filesystem.get_file_info(pafs.FileSelector(cache, allow_not_found=True)):
-        if info.base_name.startswith("snapshots-"):
-            stamp = dt.datetime.strptime(info.base_name.split("-")[1], _STAMP).replace(tzinfo=dt.UTC)
-            if stamp < oldest:
-                filesystem.delete_dir(info.path)

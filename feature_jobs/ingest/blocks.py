@@ -52,9 +52,10 @@ class Block:
 
 
 def parquet_blocks(filesystem: pafs.FileSystem, path: str, names: Sequence[str], row_groups: range | None) -> Iterator[Block]:
-    """Blocks of a Parquet file (of some of its row groups)."""
+    """Blocks of a Parquet file (of some of its row groups). Timestamps of 96 bits become microseconds: as nanoseconds of 64
+    bits, which Arrow would make them, those of far years are others."""
     with filesystem.open_input_file(path) as stream:
-        file = pq.ParquetFile(stream)
+        file = pq.ParquetFile(stream, coerce_int96_timestamp_unit="us")
         groups = None if row_groups is None else list(row_groups)
         for batch in file.iter_batches(BLOCK_ROWS, row_groups=groups, use_threads=False):
             yield Block(len(batch), {name: batch.column(name) for name in batch.schema.names if name in names}, _rows_of(batch))

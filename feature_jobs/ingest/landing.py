@@ -22,7 +22,6 @@ LANDED_TABLES = (EVENTS, ITEMS, USERS)
 DESCRIPTION = "landing.json"
 _MAX_DESCRIPTION_BYTES = 1 << 20
 _DATED_FOLDER = re.compile(r"date=(\d{4}-\d{2}-\d{2})\Z")
-_GLOB = re.compile(r"[*?\[\]{}\\]")
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ class LandingFile:
 
     name: str
     path: str
-    uri: str
     format: str
     size: int
 
@@ -66,7 +64,7 @@ class Landing:
         """Files of a table for a landing day, by name: the day's folder, and the plain files for items and users.
 
         Raises BadInput for events without the day's folder (naming the days that are there) or without a file, for a
-        folder where files belong, another extension, a name that cannot be addressed, an empty file that must have a header.
+        folder where files belong, another extension, an empty file that must have a header.
         """
         folder = f"date={date.isoformat()}"
         entries = self._list(table.name)
@@ -107,11 +105,9 @@ class Landing:
         where = f"{self.given}/{name}"
         if kind is None:
             raise BadInput(f"{where}: an extension that ingest does not read; expected {_EXTENSIONS}")
-        if _GLOB.search(f"{self.root}/{name}"):
-            raise BadInput(f"{where}: a name with one of * ? [ ] {{ }} \\ cannot be read by Spark; rename it")
         if entry.size == 0 and (kind != "jsonl" or name.endswith(".gz")):
             raise BadInput(f"{where}: empty, so truncated; deliver it again or remove it")
-        return LandingFile(name, f"{self.root}/{name}", f"{self.uri}/{name}", kind, entry.size)
+        return LandingFile(name, f"{self.root}/{name}", kind, entry.size)
 
 
 def _shortened(days: list[str]) -> str:

@@ -92,13 +92,22 @@ def _typed(target: pa.DataType, source: pa.Array) -> pa.Array | None:
         return source
     if target == pa.int64() and pa.types.is_integer(kind) and kind != pa.uint64():
         return source.cast(pa.int64())
-    if target == TIMESTAMP and pa.types.is_timestamp(kind) and kind.unit != "ns":
+    if target == TIMESTAMP and pa.types.is_timestamp(kind):
+        if kind.unit == "ns":
+            return _truncated(source)
         return source.cast(pa.timestamp(kind.unit, tz="UTC")).cast(TIMESTAMP)
     if pa.types.is_null(kind):
         return pa.nulls(len(source), target)
     if target == TIMESTAMP and kind == pa.string():
         return _usual_timestamps(source)
     return None
+
+
+def _truncated(nanoseconds: pa.Array) -> pa.Array:
+    """Timestamps without what follows the microsecond, before 1970 too, as in a text with nine decimals."""
+    numbers = nanoseconds.cast(pa.int64())
+    micros = np.floor_divide(numbers.fill_null(0).to_numpy(), 1000)
+    return pa.array(micros, mask=~np.asarray(numbers.is_valid())).cast(TIMESTAMP)
 
 
 def _usual_timestamps(texts: pa.Array) -> pa.Array | None:

@@ -31,6 +31,24 @@ def test_timestamps_parsed_at_once_are_those_parsed_one_by_one(texts: list[str])
         assert all(_timestamp(text)[1] is None for text in texts)
 
 
+nanoseconds = st.none() | st.integers(-(2**63) + 1, 2**63 - 1) | st.integers(-2000, 2000)
+
+
+@given(st.lists(nanoseconds, max_size=5), st.sampled_from([None, "UTC", "Asia/Shanghai"]))
+def test_nanoseconds_are_cut_as_in_a_text_with_nine_decimals(numbers: list[int | None], zone: str | None) -> None:
+    values = pa.array(numbers, pa.timestamp("ns", tz=zone))
+    texts = [number if number is None else nine_decimals(number) for number in numbers]
+    reasons = Reasons()
+    found = read_column(pa.field("ts", TIMESTAMP), values, reasons, required=False)
+    assert found.equals(read_column(pa.field("ts", TIMESTAMP), pa.array(texts, pa.string()), reasons, required=False))
+    assert not len(reasons.rows)
+
+
+def nine_decimals(nanoseconds: int) -> str:
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{dt.datetime(1970, 1, 1) + dt.timedelta(seconds=seconds)}.{rest:09}Z"
+
+
 def read(kind: pa.DataType, source: pa.Array, name: str = "column") -> tuple[list[Any], list[list[str]]]:
     reasons = Reasons()
     values = read_column(pa.field(name, kind), source, reasons, required=False)

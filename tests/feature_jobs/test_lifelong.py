@@ -1,6 +1,7 @@
 """The lifelong step in Spark: which buckets a day refreshes, what it reports, and the vectors as mapped files."""
 
 import datetime as dt
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,26 @@ def test_vectors_are_streamed_to_files_once(make_lake: Callable[..., Lake]) -> N
     vector_files(lake, "f1", lake.table_version(ITEM_VECTORS))
     assert (files.folder / "vectors.npy").stat().st_mtime_ns == before
     assert [path.name for path in files.folder.parent.iterdir()] == [files.folder.name]
+
+
+def test_vectors_in_use_stay_while_a_run_of_another_fusion_begins(make_lake: Callable[..., Lake]) -> None:
+    lake = make_lake()
+    write_rows(lake, ITEM_VECTORS, [vector_row("i0", [1.0, 2.0]), vector_row("i0", [9.0, 9.0], source="f2")])
+    version = lake.table_version(ITEM_VECTORS)
+    older = vector_files(lake, "f1", version)
+    write_rows(lake, ITEM_VECTORS, [vector_row("i1", [5.0, 5.0])])
+    newer = vector_files(lake, "f1", lake.table_version(ITEM_VECTORS))
+    key = np.array([stable_key("i0")])
+    for files in (older, newer, vector_files(lake, "f2", version)):
+        assert files.rows_of(key).min() >= 0
+    assert older.vectors().take(older.rows_of(key)).tolist() == [[1.0, 2.0]]
+    for path in [older.folder, *older.folder.iterdir()]:
+        os.utime(path, (0, 0))
+    assert vector_files(lake, "f1", lake.table_version(ITEM_VECTORS)) == newer
+    for use in (older.vectors, lambda: older.rows_of(key)):
+        with pytest.raises(BadInput, match="this folder of the cache was removed while it was in use; run the step again"):
+            use()
+    assert newer.rows_of(key).min() >= 0
 
 
 def lake_with_history(make_lake: Callable[..., Lake], name: str = "lake", **settings: Any) -> tuple[Lake, str]:

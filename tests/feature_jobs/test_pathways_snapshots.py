@@ -3,6 +3,7 @@
 import datetime as dt
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from feature_jobs.pathways_snapshots import DealtSnapshots, dealt, new_snapshot_
 from feature_jobs.samples import run_samples
 from feature_jobs.samples_inputs import read_table
 from feature_jobs.user_state_facts import FACTS
+from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.tables import EVENTS, PATHWAY_STATIC, USER_STATE, USERS
 from tests.lake_rows import user_bucket, utc, write_rows
@@ -48,8 +50,6 @@ def test_each_bucket_gets_the_latest_snapshot_of_each_of_its_users(spark: Any, m
     users = [f"user-{number}-ü" for number in range(40)]
     rows = [snapshot(user, day, f"{user}@{day}") for place, user in enumerate(users) for day in DAYS[: 1 + place % 4]]
     write_rows(lake, USERS, rows)
-    left = lake.local_path("cache", "snapshots-20200101T000000-killed")
-    left.mkdir(parents=True)
     with dealt(read_table(spark, lake, USERS, lake.table_version(USERS)), lake, DAYS[:3]) as found:
         assert found is not None
         parts = {bucket: found.read(bucket).to_pylist() for bucket in range(4)}
@@ -61,8 +61,18 @@ def test_each_bucket_gets_the_latest_snapshot_of_each_of_its_users(spark: Any, m
             (user, day, f"{user}@{day}") for user, day in latest.items()
         ]
     assert not lake.local_path("cache", folder.rpartition("/")[2]).exists(), "a run leaves nothing in the cache"
-    assert not left.exists(), "what a killed run left goes with a later one"
-    assert len(DealtSnapshots(folder).read(0)) == 0
+    with pytest.raises(BadInput, match=r"missing or not whole; run `onerec pathways` again"):
+        DealtSnapshots(folder).read(0)
+
+
+def test_snapshots_that_were_not_dealt_to_the_end_are_refused_not_taken_for_none(tmp_path: Path) -> None:
+    snapshots = DealtSnapshots(str(tmp_path))
+    (tmp_path / "user_bucket=1").mkdir()
+    for bucket in (0, 1):
+        with pytest.raises(BadInput, match=r"missing or not whole; run `onerec pathways` again"):
+            snapshots.read(bucket)
+    (tmp_path / "_SUCCESS").touch()
+    assert [len(snapshots.read(bucket)) for bucket in (0, 1)] == [0, 0], "a bucket without any"
 
 
 @pytest.mark.slow

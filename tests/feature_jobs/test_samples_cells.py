@@ -1,12 +1,6 @@
-"""The day's quantile from cells that user buckets count alone, against counting all plays; sketches; the run's folder."""
+"""The day's quantile from cells that user buckets count alone, against counting all plays; sketches."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_jobs import samples_cells
-from feature_jobs.samples_cells import CellCounter, CellFolder, DayQuantile, cell_folder, cell_keys, distinct_items, merge_plan
+from feature_jobs.samples_cells import CellCounter, CellFolder, DayQuantile, cell_keys, distinct_items, merge_plan
 from feature_jobs.samples_sketch import ItemSketch
-from schemas.lake import Lake
 
 Play = tuple[int, int]
 """Duration bucket (−1 for an unknown length) and play time in ms."""
@@ -87,32 +80,3 @@ def test_many_distinct_items_are_estimated_within_four_standard_errors_and_in_an
         parts.add(piece.keys)
     assert one.distinct() == parts.distinct()
     assert abs(one.distinct() / distinct - 1) < 4 / np.sqrt(kept - 2)
-
-
-def test_a_run_removes_its_folder_also_when_it_fails(make_lake: Callable[..., Lake]) -> None:
-    lake = make_lake()
-
-    def failing() -> None:
-        with cell_folder(lake) as cells:
-            cells.write(0, CellCounter().cells(), ItemSketch())
-            assert len(list(lake.local_path("cache").iterdir())) == 1
-            raise RuntimeError("fails")
-
-    with pytest.raises(RuntimeError, match="fails"):
-        failing()
-    assert list(lake.local_path("cache").iterdir()) == []
-
-
-def test_the_next_run_removes_what_killed_runs_left_and_nothing_else(make_lake: Callable[..., Lake]) -> None:
-    """A dead process's folder on this host; on another host one of two days ago. Not: that of a living process, a younger one
-    of another host, and what is not of this job."""
-    lake = make_lake()
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    now, here = int(time.time()), socket.gethostname()
-    left = [f"samples-{now}-{dead.pid}-0123abcd-{here}", f"samples-{now - 2 * 86_400}-1-0123abcd-other-host"]
-    kept = [f"samples-{now}-{os.getpid()}-0123abcd-{here}", f"samples-{now}-1-0123abcd-other-host", "items-3", "samples-mine"]
-    for name in (*left, *kept):
-        (lake.local_path("cache") / name).mkdir(parents=True)
-    with cell_folder(lake):
-        assert sorted(path.name for path in lake.local_path("cache").iterdir()) == sorted(kept)
