@@ -1,6 +1,8 @@
 """What a task of ``onerec forget`` does with the data files of one user bucket: search them, or write them without the users.
 
-A file is written anew beside the old one and belongs to no table until the driver commits it (``partition_files``).
+A file is written anew beside the old one and belongs to no table until the driver commits it (``partition_files``). The
+sample_ids of repeated impressions that a file of ``events`` notes (``owned_by_earlier``) are carried over whole: they are
+hashes without a name, and what they keep from being counted twice may be anybody's.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 
 from feature_jobs.bucket_files import live_files, relaxed, run_by_bucket
 from feature_jobs.forget_text import USER_COLUMN, Mentions
+from feature_jobs.owned_by_earlier import as_metadata, from_metadata
 from feature_jobs.partition_files import FileReport, PartitionFile, data_schema
 from schemas.errors import BadInput
 from schemas.lake import Lake, filesystem_of, first_line
@@ -136,7 +139,8 @@ def search(lake: Lake, table: Table, people: People, group: FileGroup) -> dict[s
 def rewrite(lake: Lake, table: Table, people: People, group: FileGroup) -> dict[str, Any]:
     """Write those of the files that hold some of the people without them.
 
-    Returns the paths ``replaced``, the ``files`` written instead (one that would be empty is not) and the rows ``removed``.
+    Returns the paths ``replaced``, the ``files`` written instead (one that would be empty is not, unless it notes ids),
+    and the rows ``removed``.
     Raises BadInput naming a file that is missing or damaged.
     """
     result: dict[str, Any] = {"replaced": [], "files": [], "removed": 0}
@@ -193,11 +197,13 @@ def _without(
     """Copy a file row group by row group, less the rows of which ``gone`` (bool, one a row) is true."""
     schema = pa.schema([relaxed(column) for column in data_schema(table)])
     filesystem, root = filesystem_of(lake.table_uri(table))
-    written = PartitionFile(lake, table, partition)
+    written: PartitionFile | None = None
     done = 0
     try:
         with filesystem.open_input_file(f"{root}/{unquote(path)}") as stream:
             file = pq.ParquetFile(stream)
+            owned = from_metadata(file.metadata.metadata)
+            written = PartitionFile(lake, table, partition, as_metadata(owned, f"{root}/{unquote(path)}"))
             present = [name for name in schema.names if name in file.schema_arrow.names]
             for number in range(file.num_row_groups):
                 rows = file.read_row_group(number, columns=present)
@@ -208,6 +214,7 @@ def _without(
                         kept = kept.append_column(column, pa.nulls(len(kept), column.type))
                 written.write(kept.select(schema.names).cast(schema))
     except (OSError, pa.ArrowException) as error:
-        written.discard()
+        if written is not None:
+            written.discard()
         raise BadInput(f"{root}/{unquote(path)}: damaged ({first_line(error)}); restore it") from error
     return written.close()

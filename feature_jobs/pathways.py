@@ -110,13 +110,14 @@ def taken_in(
     """Landings seen by the day's end, and the (date, landing) pairs of events to take in besides the day's samples.
 
     By the day's end the state has seen what yesterday's had, what the samples were made from (``sampled``), and every
-    landing present up to the date (with ``every``: every one). Late are: earlier dates in landings not seen before, and
-    the date itself in a landing that yesterday's state had seen and the samples had not. Landings more than twice
-    ``max_late_days`` old are forgotten, and taken in by a backfill only.
+    landing present up to the date or to the latest of those (with ``every``: every one). Late are: earlier dates in landings
+    not seen before, and the date itself in a landing that yesterday's state had seen and the samples had not. Landings more than
+    twice ``max_late_days`` old are forgotten, and taken in by a backfill only.
     """
     pairs, before, made_from = set(partitions), set(seen_before), set(sampled)
     oldest = date - dt.timedelta(days=2 * max_late_days)
-    present = {landing for _, landing in pairs if every or landing <= date}
+    last = max([date, *before, *made_from])
+    present = {landing for _, landing in pairs if every or landing <= last}
     seen = {landing for landing in before | made_from | present if landing >= oldest}
     late = {
         (day, landing)

@@ -69,10 +69,13 @@ def previous_state(lake: Lake, date: dt.date, version: int) -> PreviousState:
 
 
 def sample_landings(date: dt.date, present: Iterable[dt.date], seen: Iterable[dt.date], *, every: bool) -> list[dt.date]:
-    """Landings whose events of ``date`` become its samples: those up to the date, those that yesterday's state has seen
-    already (it was backfilled), or, for a backfill, ``every`` one present."""
-    known = set(seen)
-    return sorted({landing for landing in present if every or landing <= date or landing in known})
+    """Landings whose events of ``date`` become its samples: those up to the date or, where yesterday's state was backfilled, up
+    to the latest that it has seen; for a backfill, ``every`` one present.
+
+    None before a landing that counts is left out: the later one's file lacks what the earlier one has (``owned_by_earlier``).
+    """
+    last = max([date, *seen])
+    return sorted({landing for landing in present if every or landing <= last})
 
 
 def published_landings(lake: Lake, date: dt.date, version: int) -> list[dt.date] | None:

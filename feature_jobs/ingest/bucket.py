@@ -16,6 +16,7 @@ from feature_jobs.ingest.catalogue import DUPLICATE, FORGOTTEN
 from feature_jobs.ingest.forgotten import of_forgotten, without_forgotten
 from feature_jobs.ingest.judging import in_packs
 from feature_jobs.ingest.sources import input_columns
+from feature_jobs.owned_by_earlier import as_metadata, owned_by_earlier
 from feature_jobs.partition_files import FileReport, PartitionFile, data_schema
 from feature_jobs.user_state_arrays import flat, integers
 from schemas.lake import Lake
@@ -25,6 +26,7 @@ from schemas.tables import EVENTS, QUARANTINE, Table
 _TIMES = ("request_ts", "ts", "observed_ts")
 _KEYS = pa.schema([("user_id", pa.string()), ("impression_id", pa.string())])
 _EPOCH = dt.date(1970, 1, 1)
+_NOTHING = np.empty(0, np.int64)
 ROW_GROUP_ROWS = 131_072
 
 
@@ -47,7 +49,8 @@ class BucketTask:
 @dataclass
 class BucketReport:
     """What a bucket's task did, by number of rows, and the files that it wrote. ``rewritten`` are paths of files that new ones
-    replace: a later landing lost impressions to this earlier one. JSON holds the same."""
+    replace: a later landing lost impressions to this earlier one. ``dates`` are the days of its good rows, of those too that
+    an earlier landing has. JSON holds the same."""
 
     bucket: int
     kept: int = 0
@@ -65,14 +68,20 @@ def publish_bucket(task: BucketTask, bucket: int, rows: pa.Table) -> str:
     rows, report.dropped[FORGOTTEN] = without_forgotten(rows, task.suppression)
     rows, report.dropped[DUPLICATE] = without_repeated(rows)
     keys = sample_ids(rows["user_id"], rows["impression_id"]).to_numpy()
+    dates = integers(rows["date"])
+    days = [_EPOCH + dt.timedelta(days=number) for number in np.unique(dates).tolist()]
+    report.dates = [day.isoformat() for day in days]
     repeated = _settle(task, bucket, rows, keys, report)
-    if repeated.any():
+    owned = {day: keys[repeated & (dates == (day - _EPOCH).days)] for day in days} if repeated.any() else {}
+    if owned:
         rows = rows.filter(pa.array(~repeated))
         report.dropped[DUPLICATE] += int(repeated.sum())
     report.kept = len(rows)
-    for date, part in by_date(rows.take(pa.array(event_order(rows)))):
-        report.dates.append(date.isoformat())
-        report.files += _written(task.lake, bucket, date, task.landing_date, _stamped(part, task.ingested_at))
+    ordered = _stamped(rows.take(pa.array(event_order(rows))), task.ingested_at)
+    parts = dict(by_date(ordered))
+    for day in days:
+        part = parts.get(day, ordered.slice(0, 0))
+        report.files += _written(task.lake, bucket, day, task.landing_date, part, owned.get(day, _NOTHING))
     return json.dumps(asdict(report))
 
 
@@ -97,7 +106,8 @@ def without_repeated(rows: pa.Table) -> tuple[pa.Table, int]:
 
 
 def _settle(task: BucketTask, bucket: int, rows: pa.Table, keys: np.ndarray, report: BucketReport) -> np.ndarray:
-    """Which rows an earlier landing has on the same day (bool). A later landing's are taken out of its file."""
+    """Which rows an earlier landing has on the same day (bool). A later landing's are taken out of its file,
+    which notes their ids (``owned_by_earlier``)."""
     repeated = np.zeros(len(rows), bool)
     dates = integers(rows["date"])
     of_date = {date: np.flatnonzero(dates == (date - _EPOCH).days) for date in task.others_dates}
@@ -115,7 +125,8 @@ def _settle(task: BucketTask, bucket: int, rows: pa.Table, keys: np.ndarray, rep
             report.displaced += int(lost.sum())
             report.rewritten.append(path)
             rest = task.others.read_file(path, data_schema(EVENTS)).filter(pa.array(~lost))
-            report.files += _written(task.lake, bucket, partition["date"], partition["landing_date"], rest)
+            owned = np.append(owned_by_earlier(task.others, path), theirs[lost])
+            report.files += _written(task.lake, bucket, partition["date"], partition["landing_date"], rest, owned)
     return repeated
 
 
@@ -149,13 +160,17 @@ def _stamped(rows: pa.Table, moment: dt.datetime) -> pa.Table:
     return rows.append_column(column, pa.repeat(pa.scalar(moment, column.type), len(rows)))
 
 
-def _written(lake: Lake, bucket: int, date: dt.date, landing_date: dt.date, rows: pa.Table) -> list[FileReport]:
+def _written(
+    lake: Lake, bucket: int, date: dt.date, landing_date: dt.date, rows: pa.Table, owned: np.ndarray
+) -> list[FileReport]:
+    """``owned``: ids (int64) of what the landing brought and an earlier one has; with some there is a file even without rows."""
     partition = {"date": date.isoformat(), "landing_date": landing_date.isoformat(), "user_bucket": str(bucket)}
-    return write_whole(PartitionFile(lake, EVENTS, partition), rows)
+    noted = as_metadata(owned, f"events of {date} in landing {landing_date}, user bucket {bucket}")
+    return write_whole(PartitionFile(lake, EVENTS, partition, noted), rows)
 
 
 def write_whole(file: PartitionFile, rows: pa.Table) -> list[FileReport]:
-    """Write rows as a file in row groups; its report, if there are any rows."""
+    """Write rows as a file in row groups; its report, if there is anything to write."""
     for start in range(0, len(rows), ROW_GROUP_ROWS):
         file.write(rows.slice(start, ROW_GROUP_ROWS))
     report = file.close()

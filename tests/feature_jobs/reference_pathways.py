@@ -93,11 +93,7 @@ class Reference:
 
     def samples(self, day: dt.date, events: Sequence[Row], every: bool = False) -> tuple[list[Row], Counter[str]]:
         """The day's samples (columns of ``daily_samples``) and the rows dropped by reason."""
-        rows = [
-            row
-            for row in events
-            if row["date"] == day and (every or row["landing_date"] <= day or row["landing_date"] in self.seen)
-        ]
+        rows = [row for row in events if row["date"] == day and (every or row["landing_date"] <= max({day} | self.seen))]
         samples, dropped = self._labelled(rows)
         plays = defaultdict(list)
         for sample in samples:
@@ -116,9 +112,9 @@ class Reference:
         sampled = {
             row["landing_date"]
             for row in events
-            if row["date"] == day and (every or row["landing_date"] <= day or row["landing_date"] in self.seen)
+            if row["date"] == day and (every or row["landing_date"] <= max({day} | self.seen))
         }
-        now = self.seen | sampled | {landing for landing in present if every or landing <= day}
+        now = self.seen | sampled | {landing for landing in present if every or landing <= max({day} | self.seen | sampled)}
         late = [row for row in events if row["date"] < day and row["landing_date"] in now - self.seen]
         had = {(row["user_id"], row["impression_id"]) for row in events if row["date"] < day and row["landing_date"] in self.seen}
         again = [row for row in late if (row["user_id"], row["impression_id"]) in had]

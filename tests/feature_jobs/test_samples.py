@@ -152,6 +152,7 @@ def test_landings_of_a_normal_run_a_day_after_a_backfilled_one_and_a_backfill() 
     days = [DAY + dt.timedelta(days=number) for number in range(4)]
     assert sample_landings(days[1], days, [days[0]], every=False) == days[:2]
     assert sample_landings(days[1], days, [days[0], days[2]], every=False) == days[:3]
+    assert sample_landings(days[0], days, [days[2]], every=False) == days[:3], "an earlier one may own what a later one brought"
     assert sample_landings(days[1], days, [days[0]], every=True) == days
 
 
