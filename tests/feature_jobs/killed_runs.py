@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,6 +114,15 @@ def run_killed_after(arguments: list[str], seconds: float) -> bool:
         run.communicate(timeout=SECONDS)
         return True
     return False
+
+
+def seconds_alone(arguments: list[str]) -> float:
+    """How long ``onerec`` takes that is left alone, its Java virtual machine included."""
+    started = time.monotonic()
+    run = start(arguments)
+    _, said = run.communicate(timeout=SECONDS)
+    assert run.returncode == 0, said[-2000:]
+    return time.monotonic() - started
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Every step, killed at any point and run again, leaves the tables of a run that was left alone."""
 
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,18 @@ import pytest
 from onerec.command_line import run
 from schemas.lake import open_lake
 from tests.feature_jobs.crash_stages import Stage, make_stages
-from tests.feature_jobs.killed_runs import SECONDS, Point, copied, days_of, differences, run_killed, run_killed_after, start, torn
+from tests.feature_jobs.killed_runs import (
+    SECONDS,
+    Point,
+    copied,
+    days_of,
+    differences,
+    run_killed,
+    run_killed_after,
+    seconds_alone,
+    start,
+    torn,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -19,14 +29,14 @@ IPC, MANIFEST = "feature_jobs.shard_files:write_ipc", "feature_jobs.shard_files:
 RECORDED = "schemas.runs:_record"
 APPENDED = "feature_jobs.ingest.catalogue:append_once"
 POINTS = {
-    "ingest": [Point(FILE_CLOSED, 1), Point(APPENDED), Point(APPENDED, 0, "after"), Point(COMMIT, 0), Point(COMMIT, 0, "after")],
+    "ingest": [Point(FILE_CLOSED, 1), Point(APPENDED, 0, "after"), Point(COMMIT, 0), Point(COMMIT, 0, "after")],
     "samples": [Point(FILE_CLOSED, 1), Point(COMMIT, 0), Point(RECORDED)],
-    "pathways": [Point(FILE_CLOSED, 6), Point(COMMIT, 0), Point(COMMIT, 0, "after"), Point(COMMIT, 4)],
+    "pathways": [Point(FILE_CLOSED, 6), Point(COMMIT, 0), Point(COMMIT, 4), Point(COMMIT, 4, "after")],
     "co-interaction": [Point("pyspark.sql.readwriter:DataFrameWriter.save"), Point(RECORDED)],
-    "lifelong": [Point(FILE_CLOSED), Point(COMMIT, 0), Point(COMMIT, 0, "after")],
+    "lifelong": [Point(FILE_CLOSED), Point(COMMIT, 0), Point(COMMIT, 0, "after"), Point(COMMIT, 1, "after")],
     "shards": [Point(IPC, 2, "after"), Point(MANIFEST, 0, "after")],
     "mask": [Point(MANIFEST, 0)],
-    "backfill": [Point(COMMIT, 0), Point(COMMIT, 2), Point(COMMIT, 7)],
+    "backfill": [Point(FILE_CLOSED, 4), Point(COMMIT, 7), Point(COMMIT, 11, "after")],
     "forget": [
         Point("schemas.suppression:suppress", 0, "after"),
         Point(FILE_CLOSED, 4),
@@ -41,7 +51,7 @@ POINTS = {
     ],
 }
 """For each step where it is killed: among its tasks' files, between files and commit, between the commits of two tables, and
-before the run is recorded."""
+between the last commit and the run's record."""
 
 
 @pytest.fixture(scope="module")
@@ -62,26 +72,20 @@ def test_killed_and_run_again_it_leaves_the_tables_of_a_clean_run(
         assert differences(lake, stage.clean) == []
 
 
-@pytest.fixture(scope="module")
-def cold_seconds(stages: dict[str, Stage], tmp_path_factory: pytest.TempPathFactory) -> float:
-    """How long a step takes that is left alone, its Java virtual machine included."""
-    with copied(open_lake(str(stages["samples"].before)), tmp_path_factory.mktemp("cold") / "lake") as lake:
-        started = time.monotonic()
-        assert start(stages["samples"].of(lake)).wait(SECONDS) == 0
-        return time.monotonic() - started
-
-
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("step", ["ingest", "pathways", "backfill"])
 def test_killed_at_any_time_and_run_again_it_leaves_the_tables_of_a_clean_run(
-    stages: dict[str, Stage], cold_seconds: float, tmp_path: Path, seed: int
+    stages: dict[str, Stage], tmp_path: Path, step: str
 ) -> None:
-    rng = random.Random(seed)
-    stage = stages[["ingest", "pathways", "backfill"][seed]]
+    """Two runs, one killed in its middle and the next one late, at times that are drawn and printed if the test fails."""
+    stage = stages[step]
+    with copied(open_lake(str(stage.before)), tmp_path / "alone") as lake:
+        alone = seconds_alone(stage.of(lake))
+    moments = [alone * random.uniform(0.5, 0.75), alone * random.uniform(0.75, 1)]
     with copied(open_lake(str(stage.before)), tmp_path / "lake") as lake:
-        for _ in range(2):
-            run_killed_after(stage.of(lake), cold_seconds * rng.uniform(0.5, 1))
-        assert run(stage.of(lake)) == 0
-        assert differences(lake, stage.clean) == []
+        killed = [run_killed_after(stage.of(lake), moment) for moment in moments]
+        assert any(killed), f"no run of {step} was killed: alone it took {alone:.1f} s, the moments were {moments}"
+        assert run(stage.of(lake)) == 0, f"killed at {moments}: {killed}"
+        assert differences(lake, stage.clean) == [], f"killed at {moments}: {killed}"
 
 
 @pytest.mark.parametrize("step", ["ingest", "samples", "pathways", "lifelong"])
