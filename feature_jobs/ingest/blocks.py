@@ -246,8 +246,9 @@ def _parsed_by_line(data: bytes, columns: Sequence[pa.Field]) -> Block:
             continue
         for name, value in record.items():
             if name in values and value is not None:
-                values[name][row] = _text(value)
-                if name in texts and isinstance(value, dict | list):
+                nests = isinstance(value, dict | list)
+                values[name][row] = _text(json.loads(line)[name] if nests else value)  # whose numbers are numbers again
+                if name in texts and nests:
                     nested.setdefault(name, []).append(row)
     arrays = {name: pa.array(column, pa.string()) for name, column in values.items()}
     return Block(len(lines), arrays, lambda rows: [lines[row] for row in rows], failures, nested)
