@@ -104,6 +104,7 @@ class Benchmark:
 
     def _our_round(self, before: Lake, zones: dict[str, Path], folder: Path) -> tuple[dict[str, Cost], dict[str, float]]:
         costs = {}
+        self.product.wake()
         for kind, zone in zones.items():
             lake = clone(before, folder / kind)
             costs[f"ingest_{kind}"], _ = self.product.step("ingest", lake.root, DAY, "--landing", str(zone))

@@ -57,6 +57,12 @@ def median_cost(costs: list[Cost]) -> Cost:
     return Cost(median(cost.wall for cost in costs), median(cost.processor for cost in costs))
 
 
+def _import_jobs(_: int) -> None:
+    import feature_jobs.ingest.bucket
+    import feature_jobs.pathways_bucket
+    import feature_jobs.samples_bucket  # noqa: F401
+
+
 class Product:
     """The commands ``ingest``, ``samples`` and ``pathways`` on one warm Spark session, as a warm worker runs them."""
 
@@ -68,6 +74,13 @@ class Product:
         log = {"enabled": "true", "dir": f"file://{events}", "rolling.enabled": "false", "compress": "false"}
         self._events = events
         self._session = spark_session(f"local[{CORES}]", settings={f"spark.eventLog.{key}": value for key, value in log.items()})
+
+    def wake(self) -> None:
+        """Have Python workers started and their modules imported: Spark ends workers that were idle for a minute (while the peer
+        runs, say), and a round after that would pay their start."""
+        from feature_jobs.bucket_files import run_by_bucket
+
+        run_by_bucket(self._session, range(2 * CORES), _import_jobs)
 
     def step(self, name: str, lake: str, day: Any, *options: str) -> tuple[Cost, dict[str, Any]]:
         """Run a step of a day; its cost and its report. Raises RuntimeError if the command did not end with 0."""
