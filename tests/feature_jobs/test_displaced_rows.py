@@ -132,6 +132,7 @@ AFTER_A_BACKFILL = (
 """Landing 13 was seen by a backfill before landing 12 came, which displaced x before any day took it in."""
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @example(AFTER_A_BACKFILL)
 @given(arrivals())
@@ -168,6 +169,7 @@ def test_a_file_written_anew_without_people_who_are_forgotten_keeps_its_ids(make
         assert from_metadata(pq.read_metadata(path.removeprefix("file://")).metadata).tolist() == [-3, 7]
 
 
+@pytest.mark.slow
 def test_ids_survive_their_way_through_the_metadata_and_too_many_are_refused() -> None:
     ids = pa.array([5, -(2**63), 5, 2**63 - 1], pa.int64()).to_numpy()
     kept = {name.encode(): text.encode() for name, text in as_metadata(ids, "file").items()}
