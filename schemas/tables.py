@@ -113,7 +113,7 @@ EVENTS = Table(
             _BUCKET,
         ]
     ),
-    key=("date", "impression_id"),
+    key=("date", "user_id", "impression_id"),
     partition_by=("date", "landing_date", "user_bucket"),
     checks={
         "play_time_not_negative": "play_time_ms >= 0",
