@@ -207,8 +207,8 @@ class CodebookSection(Section):
     """Tokens of each layer."""
     iterations: Positive = 25
     """Lloyd iterations a layer, at most."""
-    backend: Literal["faiss", "torch"] = "faiss"
-    """Engine of the Lloyd iterations."""
+    backend: Literal["auto", "int8", "float32", "torch", "faiss"] = "auto"
+    """Arithmetic of the assignment, on which no result depends: auto takes 8-bit products where the processor is fast at them."""
     seed: int = 0
     """Of seeding and sampling."""
     max_training_items: Positive = 4_000_000

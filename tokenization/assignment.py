@@ -1,88 +1,113 @@
-"""Nearest centroid of each vector.
+"""Nearest centroid of each vector: the one assignment of training and tokenising.
 
-``NearestCentroid`` is the one that gives tokens: its answer is the argmin of the distances, as far as float64 tells them
-apart (equal centroids and exact ties: the lowest index), whatever the batch, the BLAS kernel or the number of threads, so
-that tokenising is a pure function of a vector.
-It scores in float32 and sends only the rows whose two best lie within float32's rounding bound through float64.
-``lloyd_assigner`` is the fast one inside training, by faiss or PyTorch, right up to float32's rounding.
+Its answer is the argmin of the distances, as far as float64 tells them apart (equal centroids and exact ties: the lowest
+index), whatever the batch, the arithmetic, the BLAS kernel or the number of threads. So tokenising is a pure function of a
+vector, and k-means one of its rows. A finder (``tokenization.candidates``) scores in float32 or in 8-bit integers and
+keeps every centroid within its bound of the best; float64 differences decide among those. Rows that no finder can vouch
+for (norms near the ends of float32's range, more candidates than are kept) are scored in float64.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
+from tokenization import arithmetic
+from tokenization.arithmetic import Arithmetic
 from tokenization.vectors import FloatArray
 
-Backend = Literal["faiss", "torch"]
-Assigner = Callable[[FloatArray], tuple[npt.NDArray[np.int64], FloatArray]]
-"""(n, dim) float32 → labels (n,) int64 and squared distances (n,) float32."""
+if TYPE_CHECKING:
+    from tokenization.candidates import Finder
 
-_BLOCK_SCORES = 2**22
+Backend = Literal["auto", "int8", "float32", "torch", "faiss"]
+"""``auto``: 8-bit products where the processor has a unit for them, else float32; the others by name. ``torch`` and ``faiss``
+score in float32 with that library, ``torch`` on the GPU where there is one."""
+BACKENDS: tuple[str, ...] = ("auto", "int8", "float32", "torch", "faiss")
+
+_ROWS = 512
+"""Rows of a block: with a tile of centroids its scores fit a core's cache."""
+_WIDE_SCORES = 2**22
+_THREADED_PRODUCTS = 2**26
+"""Below so many products threads cost more than they save."""
 _SAFE = (1e-12, 1e12)
 """Norms whose squares and products neither overflow nor lose bits to underflow in float32."""
 
 
 class NearestCentroid:
-    """Exact nearest centroid. ``centroids``: (k, dim) float32."""
+    """Exact nearest centroid. ``centroids``: (k, dim) float32; ``threads``: at most so many (None: one a core).
 
-    def __init__(self, centroids: FloatArray) -> None:
+    Raises ValueError for a backend that is not one of BACKENDS.
+    """
+
+    def __init__(self, centroids: FloatArray, backend: Backend = "auto", threads: int | None = None) -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"backend {backend!r}: use one of {', '.join(map(repr, BACKENDS))}")
         self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
         self._first = _first_of_equal_rows(self.centroids)
-        distinct = self.centroids[self._first]
-        self._wide = distinct.astype(np.float64)
-        self._distinct: dict[Any, npt.NDArray[Any]] = {np.float32: distinct, np.float64: self._wide}
+        self._distinct = self.centroids[self._first]
+        self._wide = self._distinct.astype(np.float64)
         self._squares = np.einsum("ij,ij->i", self._wide, self._wide)
         self._largest = float(np.sqrt(self._squares.max()))
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._find = _finder(backend, self._distinct, self._squares) if _SAFE[0] < self._largest < _SAFE[1] else None
 
     def __call__(self, vectors: FloatArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Labels (n,) int64 and squared distances (n,) float64 of float32 vectors (n, dim)."""
-        labels = np.empty(len(vectors), np.int64)
-        distances = np.empty(len(vectors))
-        step = max(1, _BLOCK_SCORES // max(len(self._first), vectors.shape[1]))
-        for start in range(0, len(vectors), step):
-            block = vectors[start : start + step]
-            labels[start : start + step] = self._label(block)
-            difference = block.astype(np.float64) - self.centroids[labels[start : start + step]]
-            distances[start : start + step] = np.einsum("ij,ij->i", difference, difference)
-        return labels, distances
+        block = np.ascontiguousarray(vectors, dtype=np.float32)
+        labels, distances = np.empty(len(block), np.int64), np.empty(len(block))
 
-    def _label(self, block: FloatArray) -> npt.NDArray[np.int64]:
+        def assign(start: int) -> None:
+            rows = slice(start, start + _ROWS)
+            self._assign(block[rows], labels[rows], distances[rows])
+
+        starts = range(0, len(block), _ROWS)
+        threads = min(self._threads, len(starts))
+        if threads < 2 or block.size * len(self._distinct) < _THREADED_PRODUCTS:
+            for start in starts:
+                assign(start)
+        else:
+            # A thread multiplies and scans a block of its own: threads inside one product would wait for each other.
+            with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+                list(pool.map(assign, starts))
+        return self._first[labels], distances
+
+    def _assign(self, block: FloatArray, labels: npt.NDArray[np.int64], distances: npt.NDArray[np.float64]) -> None:
+        """Fill in labels (of distinct centroids) and distances of some rows."""
+        from tokenization.nearest_kernels import decide
+
         norms = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
-        best = np.zeros(len(block), np.int64)
         low, high = _SAFE
-        fits = (norms > low) & (norms < high) if low < self._largest < high else np.zeros(len(block), bool)
-        unsure = ~fits
-        rows = np.flatnonzero(fits)
-        if len(rows):
-            best[rows], doubtful, _ = self._score(block if len(rows) == len(block) else block[rows], norms[rows], np.float32)
-            unsure[rows[doubtful]] = True
-        rows = np.flatnonzero(unsure)
-        if len(rows):
-            best[rows], doubtful, candidates = self._score(block[rows].astype(np.float64), norms[rows], np.float64)
-            for position in np.flatnonzero(doubtful):
-                best[rows[position]] = self._closest(block[rows[position]], candidates[position])
-        return self._first[best]
+        if self._find and ((norms > low) & (norms < high)).all():
+            found = self._find(block, norms)
+            decide(block, self._distinct, found.limits, found.kept, found.scores, found.counts, labels, distances)
+            left = np.flatnonzero(labels < 0)
+        else:
+            left = np.arange(len(block))
+        step = max(1, _WIDE_SCORES // max(len(self._distinct), block.shape[1]))
+        for start in range(0, len(left), step):
+            rows = left[start : start + step]
+            labels[rows], distances[rows] = self._in_float64(block[rows].astype(np.float64), norms[rows])
 
-    def _score(self, block: npt.NDArray[Any], norms: npt.NDArray[np.float64], kind: Any) -> tuple[Any, Any, Any]:
-        """Best centroid, whether another is within the rounding bound, and which ones are (n, distinct)."""
-        scores = block @ self._distinct[kind].T
-        scores *= kind(-2)
-        scores += self._squares.astype(kind)
-        best = scores.argmin(axis=1)
-        # |error of a score| ≤ u (2 (dim + 2) |x| |c| + 3 |c|²) for any order of summation; a difference of two doubles it
-        unit = float(np.finfo(kind).eps) / 2
+    def _in_float64(
+        self, block: npt.NDArray[np.float64], norms: npt.NDArray[np.float64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        scores = block @ self._wide.T
+        scores *= -2
+        scores += self._squares
+        unit = float(np.finfo(np.float64).eps) / 2
         bound = 2 * unit * (2 * (block.shape[1] + 2) * norms * self._largest + 3 * self._largest**2)
-        limit = scores[np.arange(len(scores)), best].astype(np.float64) + bound
-        candidates = scores <= np.nextafter(limit.astype(kind), kind(np.inf))[:, None]
-        return best, candidates.sum(axis=1) > 1, candidates
-
-    def _closest(self, vector: FloatArray, candidates: npt.NDArray[np.bool_]) -> int:
-        positions = np.flatnonzero(candidates)
-        difference = vector.astype(np.float64) - self._wide[positions]
-        return int(positions[np.einsum("ij,ij->i", difference, difference).argmin()])
+        limit = np.nextafter(scores.min(axis=1) + bound, np.inf)
+        labels, distances = np.empty(len(block), np.int64), np.empty(len(block))
+        for row, near in enumerate(scores <= limit[:, None]):
+            candidates = np.flatnonzero(near)
+            difference = block[row] - self._wide[candidates]
+            squared = np.einsum("ij,ij->i", difference, difference)
+            place = squared.argmin()
+            labels[row], distances[row] = candidates[place], squared[place]
+        return labels, distances
 
 
 def _first_of_equal_rows(matrix: FloatArray) -> npt.NDArray[np.int64]:
@@ -92,67 +117,14 @@ def _first_of_equal_rows(matrix: FloatArray) -> npt.NDArray[np.int64]:
     return np.sort(np.unique(keys, return_index=True)[1]).astype(np.int64)
 
 
-def lloyd_assigner(centroids: FloatArray, backend: Backend) -> Assigner:
-    """The fast assignment of one training iteration. Raises ValueError for a backend that is neither faiss nor torch."""
-    if backend == "faiss":
-        return _faiss_assigner(centroids)
-    if backend == "torch":
-        return _torch_assigner(centroids)
-    raise ValueError(f"backend {backend!r}: use 'faiss' or 'torch'")
+def _finder(backend: Backend, centroids: FloatArray, squares: npt.NDArray[np.float64]) -> "Finder":
+    from tokenization import candidates
 
-
-def _faiss_assigner(centroids: FloatArray) -> Assigner:
-    import faiss
-
-    index = faiss.IndexFlatL2(centroids.shape[1])
-    index.add(centroids)
-
-    def assign(block: FloatArray) -> tuple[npt.NDArray[np.int64], FloatArray]:
-        distances, labels = index.search(block, 1)
-        return labels[:, 0], distances[:, 0]
-
-    return assign
-
-
-def _torch_assigner(centroids: FloatArray) -> Assigner:
-    import torch
-
-    transposed = torch.from_numpy(centroids).T.contiguous()
-    squares = (transposed * transposed).sum(0)
-    step = max(1, _BLOCK_SCORES // len(centroids))
-
-    def assign(block: FloatArray) -> tuple[npt.NDArray[np.int64], FloatArray]:
-        labels = np.empty(len(block), np.int64)
-        distances = np.empty(len(block), np.float32)
-        for start in range(0, len(block), step):
-            rows = torch.from_numpy(block[start : start + step])
-            scores = torch.addmm(squares, rows, transposed, alpha=-2)
-            best = scores.argmin(1, keepdim=True)
-            found = scores.gather(1, best)[:, 0] + (rows * rows).sum(1)
-            labels[start : start + step] = best[:, 0].numpy()
-            distances[start : start + step] = found.clamp_min(0).numpy()
-        return labels, distances
-
-    return assign
-
-
-@contextmanager
-def engine_threads(backend: Backend, threads: int | None) -> Iterator[None]:
-    """Run with a number of threads of the backend's own pool (None: as the process has it), then restore it."""
-    if threads is None:
-        yield
-        return
-    if backend == "faiss":
-        import faiss
-
-        get, put = faiss.omp_get_max_threads, faiss.omp_set_num_threads
-    else:
-        import torch
-
-        get, put = torch.get_num_threads, torch.set_num_threads
-    before = get()
-    put(threads)
-    try:
-        yield
-    finally:
-        put(before)
+    kind: Arithmetic | Backend = arithmetic.fastest() if backend == "auto" else backend
+    if kind == "float32":
+        return candidates.Float32Finder(centroids, squares)
+    if kind == "int8":
+        return candidates.Int8Finder(centroids, squares)
+    if kind == "torch":
+        return candidates.TorchFinder(centroids, squares)
+    return candidates.FaissFinder(centroids, squares)

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from tokenization.assignment import Backend, NearestCentroid, engine_threads, lloyd_assigner
+from tokenization.assignment import Backend, NearestCentroid
 from tokenization.seeding import seed_centroids
 from tokenization.vectors import ArrayRows, BadVectors, FloatArray, Rows, ScaledRows, blocks, check_finite, scaled
 
@@ -48,10 +48,10 @@ class Clustering:
 class KMeans(ClusterMixin, BaseEstimator):
     """k-means with k-means++ seeding and repair of empty clusters; deterministic for a seed on one machine.
 
-    Parameters: ``n_clusters``; ``iterations``, at most; ``seed``; ``backend`` of the assignment ("faiss" or "torch");
-    ``init``, "k-means++" or an array (n_clusters, dim) to start from; ``tolerance``, stop once an iteration lowers the
-    inertia by a smaller share than this; ``n_init``, keep the best of several seedings; ``n_threads`` of the backend
-    (None: as the process has it).
+    Parameters: ``n_clusters``; ``iterations``, at most; ``seed``; ``backend`` of the assignment, which changes no result
+    (``tokenization.assignment``); ``init``, "k-means++" or an array (n_clusters, dim) to start from; ``tolerance``, stop once
+    an iteration lowers the inertia by a smaller share than this; ``n_init``, keep the best of several seedings;
+    ``n_threads`` (None: one a core).
 
     Attributes: ``centroids_`` float32 (n_clusters, dim), ``labels_`` int32 (n,), ``inertia_`` float (squared units of X),
     ``n_iter_``. ``predict`` of the training rows gives ``labels_``: both are exact (``tokenization.assignment``).
@@ -67,7 +67,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         *,
         iterations: int = 25,
         seed: int = 0,
-        backend: Backend = "faiss",
+        backend: Backend = "auto",
         init: Literal["k-means++"] | npt.ArrayLike = "k-means++",
         tolerance: float = 1e-5,
         n_init: int = 1,
@@ -106,7 +106,7 @@ class KMeans(ClusterMixin, BaseEstimator):
     def predict(self, X: Any) -> npt.NDArray[np.int32]:
         """Label (n,) int32 of the nearest centroid of each row of X (n, dim)."""
         check_is_fitted(self)
-        labels, _ = _assign_exactly(ArrayRows(_validated(self, X, reset=False)), self.centroids_)
+        labels, _ = _assign_exactly(ArrayRows(_validated(self, X, reset=False)), self.centroids_, self.backend, self.n_threads)
         return labels
 
 
@@ -123,7 +123,7 @@ def cluster(
     *,
     iterations: int = 25,
     seed: int = 0,
-    backend: Backend = "faiss",
+    backend: Backend = "auto",
     init: npt.ArrayLike | None = None,
     tolerance: float = 1e-5,
     n_init: int = 1,
@@ -141,16 +141,15 @@ def cluster(
         raise BadVectors("vectors: found 0 rows; k-means needs at least 1")
     unit = scaled(rows)
     best: Clustering | None = None
-    with engine_threads(backend, n_threads):
-        for run in range(n_init if init is None else 1):
-            if init is None:
-                start = seed_centroids(unit, n_clusters, np.random.default_rng([seed, run]))
-            else:
-                start = unit.forward(_checked_init(init, n_clusters, rows.dim))
-            centroids, n_iter = _lloyd(unit, start, iterations, backend, tolerance, layer, callback)
-            found = _finish(rows, unit, centroids, n_iter)
-            if best is None or found.inertia < best.inertia:
-                best = found
+    for run in range(n_init if init is None else 1):
+        if init is None:
+            start = seed_centroids(unit, n_clusters, np.random.default_rng([seed, run]))
+        else:
+            start = unit.forward(_checked_init(init, n_clusters, rows.dim))
+        centroids, n_iter = _lloyd(unit, start, iterations, backend, n_threads, tolerance, layer, callback)
+        found = _finish(rows, unit, centroids, n_iter, backend, n_threads)
+        if best is None or found.inertia < best.inertia:
+            best = found
     assert best is not None
     return best
 
@@ -160,6 +159,7 @@ def _lloyd(
     centroids: FloatArray,
     iterations: int,
     backend: Backend,
+    n_threads: int | None,
     tolerance: float,
     layer: int,
     callback: Callback | None,
@@ -168,7 +168,7 @@ def _lloyd(
     before = np.inf
     for iteration in range(1, iterations + 1):
         clock = time.perf_counter()
-        assign = lloyd_assigner(np.ascontiguousarray(centroids), backend)
+        assign = NearestCentroid(centroids, backend, n_threads)
         sums = np.zeros(centroids.shape)
         counts = np.zeros(len(centroids), np.int64)
         distances = np.empty(rows.n, np.float32)
@@ -202,16 +202,18 @@ def _move_to_farthest(rows: Rows, centroids: FloatArray, empty: npt.NDArray[np.i
     return len(worst)
 
 
-def _finish(rows: Rows, unit: ScaledRows, centroids: FloatArray, n_iter: int) -> Clustering:
+def _finish(
+    rows: Rows, unit: ScaledRows, centroids: FloatArray, n_iter: int, backend: Backend, n_threads: int | None
+) -> Clustering:
     """Exact labels in the rows' own units; clusters that the last update emptied are filled once more."""
     final = unit.back(centroids)
     for _ in range(_REPAIR_ROUNDS):
-        labels, distances = _assign_exactly(rows, final)
+        labels, distances = _assign_exactly(rows, final, backend, n_threads)
         empty = np.flatnonzero(np.bincount(labels, minlength=len(final)) == 0)
         if not _move_to_farthest(rows, final, empty, distances):
             break
     else:
-        labels, distances = _assign_exactly(rows, final)
+        labels, distances = _assign_exactly(rows, final, backend, n_threads)
     if len(empty):
         filled = len(final) - len(empty)
         message = f"{len(final)} clusters, {filled} of them filled: the rows hold fewer distinct vectors than clusters"
@@ -219,8 +221,10 @@ def _finish(rows: Rows, unit: ScaledRows, centroids: FloatArray, n_iter: int) ->
     return Clustering(final, labels, float(distances.sum(dtype=np.float64)), n_iter)
 
 
-def _assign_exactly(rows: Rows, centroids: FloatArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-    nearest = NearestCentroid(centroids)
+def _assign_exactly(
+    rows: Rows, centroids: FloatArray, backend: Backend, n_threads: int | None
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+    nearest = NearestCentroid(centroids, backend, n_threads)
     labels, distances = np.empty(rows.n, np.int32), np.empty(rows.n)
     for start, stop, block in blocks(rows):
         check_finite(block, start)

@@ -38,7 +38,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         *,
         iterations: int = 25,
         seed: int = 0,
-        backend: Backend = "faiss",
+        backend: Backend = "auto",
         tolerance: float = 1e-5,
         n_init: int = 1,
         n_threads: int | None = None,

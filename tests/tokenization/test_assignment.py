@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenization.vector_cases import KINDS, matrices, matrix, squared_distances
-from tokenization.assignment import NearestCentroid, engine_threads, lloyd_assigner
+from tokenization import arithmetic
+from tokenization.assignment import BACKENDS, NearestCentroid
+from tokenization.candidates import FaissFinder, Float32Finder, Int8Finder, TorchFinder, quantised
+from tokenization.nearest_kernels import OVERFULL
 
 
 @settings(max_examples=150, deadline=None)
@@ -49,24 +52,61 @@ def test_near_ties_that_float32_cannot_tell_are_decided_exactly():
     assert (NearestCentroid(centroids)(vectors)[0] == expected.argmin(axis=1)).all()
 
 
-@pytest.mark.parametrize("backend", ["faiss", "torch"])
-def test_the_training_assignment_is_right_up_to_rounding(backend):
-    vectors, centroids = matrix("normal", 500, 24, 4), matrix("normal", 37, 24, 5)
-    labels, distances = lloyd_assigner(centroids, backend)(vectors)
-    expected = squared_distances(vectors, centroids)
-    np.testing.assert_allclose(expected[np.arange(500), labels], expected.min(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(distances, expected.min(axis=1), rtol=1e-4)
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=25, deadline=None)
+@given(vectors=matrices(), kind=st.sampled_from(KINDS), size=st.integers(1, 40), seed=st.integers(0, 999))
+def test_every_backend_gives_the_same_labels_and_distances(backend, vectors, kind, size, seed):
+    centroids = matrix(kind, size, vectors.shape[1], seed)
+    labels, distances = NearestCentroid(centroids, backend)(vectors)
+    expected_labels, expected = NearestCentroid(centroids, "float32")(vectors)
+    assert (labels == expected_labels).all()
+    np.testing.assert_allclose(distances, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("rows", "size", "dim"), [(1500, 2100, 96), (700, 1024, 40), (600, 1500, 260)])
+def test_tiles_threads_and_backends_agree_with_brute_force(backend, threads, rows, size, dim):
+    vectors, centroids = matrix("normal", rows, dim, 4), matrix("normal", size, dim, 5) / np.float32(3)
+    wide = vectors.astype(np.float64)
+    expected = (centroids.astype(np.float64) ** 2).sum(axis=1) - 2 * wide @ centroids.T.astype(np.float64)
+    labels, distances = NearestCentroid(centroids, backend, threads)(vectors)
+    assert (labels == expected.argmin(axis=1)).all()
+    np.testing.assert_allclose(distances, expected.min(axis=1) + (wide**2).sum(axis=1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("finder", [Float32Finder, Int8Finder, TorchFinder, FaissFinder])
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 40), size=st.integers(1, 1100), dim=st.integers(1, 70), seed=st.integers(0, 999))
+def test_the_nearest_centroid_is_always_a_candidate(finder, rows, size, dim, seed):
+    """What makes every arithmetic exact: a bound that the true answer never leaves."""
+    random = np.random.default_rng(seed)
+    vectors = (random.normal(size=(rows, dim)) * 10.0 ** random.integers(-3, 4)).astype(np.float32)
+    centroids = (random.normal(size=(size, dim)) * 10.0 ** random.integers(-3, 4, (size, 1))).astype(np.float32)
+    squares = (centroids.astype(np.float64) ** 2).sum(axis=1)
+    found = finder(centroids, squares)(vectors, np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=1)))
+    nearest = squared_distances(vectors, centroids).argmin(axis=1)
+    for row in np.flatnonzero(found.counts != OVERFULL):
+        inside = found.scores[row, : found.counts[row]] <= found.limits[row]
+        assert nearest[row] in found.kept[row, : found.counts[row]][inside]
+
+
+@settings(max_examples=60, deadline=None)
+@given(vectors=matrices())
+def test_eight_bit_codes_leave_no_more_than_they_say(vectors):
+    codes, scales, errors, lengths = quantised(vectors)
+    restored = codes.astype(np.float64) * scales[:, None]
+    assert codes.dtype == np.int8
+    assert np.abs(codes.astype(int)).max() <= 127
+    assert (np.sqrt(((vectors - restored) ** 2).sum(axis=1)) <= errors).all()
+    assert (np.sqrt((restored**2).sum(axis=1)) <= lengths).all()
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="'faiss' or 'torch'"):
-        lloyd_assigner(np.zeros((1, 1), np.float32), "magic")
+    with pytest.raises(ValueError, match="'float32', 'torch', 'faiss'"):
+        NearestCentroid(np.zeros((1, 1), np.float32), "magic")
 
 
-def test_threads_are_put_back():
-    import faiss
-
-    before = faiss.omp_get_max_threads()
-    with engine_threads("faiss", 1):
-        assert faiss.omp_get_max_threads() == 1
-    assert faiss.omp_get_max_threads() == before
+def test_a_processor_without_a_unit_for_integers_takes_float32(monkeypatch):
+    monkeypatch.setattr(arithmetic, "integer_unit", lambda: None)
+    assert arithmetic.fastest.__wrapped__() == "float32"

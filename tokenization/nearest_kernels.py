@@ -1,0 +1,179 @@
+"""Compiled loops of the nearest-centroid search: scores scanned for candidates, candidates decided in float64.
+
+A scan keeps, for each row, every centroid whose score may be the smallest: the smallest score's upper bound is at least
+its lower bound. Products come from a matrix library, tile by tile, so that a tile is scanned while the cache holds it; the
+n × k matrix is never whole. Numba compiles once and keeps the machine code beside this file or in the user's cache.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+MAX_CANDIDATES = 128
+"""Candidates that a row may keep; a row that needs more is overfull, and goes another way."""
+OVERFULL = -1
+INTEGER_RANGE = 2.0**29
+"""Scores are compared as integers up to about this: LLVM makes vector code of a minimum of integers, not of one of floats."""
+_MATH = {"reassoc", "nnan", "nsz", "contract"}
+"""Scores are finite and their bounds allow for rounding in any order; infinities stay what they are."""
+
+
+def _compiled(math: set[str]) -> Callable[[Any], Any]:
+    """Compile a function at its first call; where no folder for machine code can be written, once a process."""
+
+    def compiled(function: Any) -> Any:
+        try:
+            return numba.njit(cache=True, nogil=True, fastmath=math)(function)
+        except RuntimeError:  # no cache locator
+            return numba.njit(nogil=True, fastmath=math)(function)
+
+    return compiled
+
+
+@_compiled(_MATH)
+def scan_float32(
+    products: Any, squares: Any, first: int, unit: Any, slack: Any, best: Any, kept: Any, scores: Any, counts: Any
+) -> None:
+    """Scan a tile of float32 products (rows, width) of the centroids ``first`` …; score = |c|² − 2 x·c.
+
+    Scores × ``unit`` fit INTEGER_RANGE. ``slack`` (rows,) float32 is twice the rounding bound of a row's scores. ``best``
+    (rows,), ``kept`` and ``scores`` (rows, MAX_CANDIDATES) and ``counts`` (rows,) carry over from tile to tile.
+    """
+    rows, width = products.shape
+    here = squares[first : first + width]
+    scaled = here * unit
+    factor = np.float32(2) * unit
+    for row in range(rows):
+        if counts[row] == OVERFULL:
+            continue
+        smallest = np.int32(2**31 - 1)
+        for column in range(width):
+            value = np.int32(scaled[column] - factor * products[row, column])
+            smallest = value if value < smallest else smallest
+        least = np.float32(smallest) / unit
+        best[row] = min(best[row], least)
+        limit = best[row] + slack[row]
+        if least > limit:
+            continue
+        for column in range(width):
+            score = here[column] - np.float32(2) * products[row, column]
+            if score <= limit:
+                _keep(row, first + column, score, limit, kept, scores, counts)
+                if counts[row] == OVERFULL:
+                    break
+
+
+@_compiled(_MATH)
+def scan_int8(
+    products: Any,
+    squares: Any,
+    scales: Any,
+    longest: float,
+    coarsest: float,
+    first: int,
+    unit: Any,
+    row_scales: Any,
+    row_errors: Any,
+    row_norms: Any,
+    slack: Any,
+    best: Any,
+    kept: Any,
+    scores: Any,
+    counts: Any,
+) -> None:
+    """The same for int32 products of 8-bit vectors: score = |c|² − 2 s_x s_c (x̂·ĉ), with a bound for each row and tile.
+
+    By Cauchy and Schwarz |x·c − x̂·ĉ| ≤ |x − x̂| |ĉ| + |x| |c − ĉ|. Of centroids: ``squares``, ``scales`` s_c, and of the tile's
+    ``longest`` |ĉ| and ``coarsest`` |c − ĉ|; of rows: ``row_scales`` 2 s_x, ``row_errors`` 2 |x − x̂|, ``row_norms`` 2 |x|.
+    ``best`` is the smallest upper bound so far, ``scores`` are lower bounds.
+    """
+    rows, width = products.shape
+    here, by = squares[first : first + width], scales[first : first + width]
+    scaled = here * unit
+    for row in range(rows):
+        if counts[row] == OVERFULL:
+            continue
+        factor = row_scales[row] * unit
+        smallest = np.int32(2**31 - 1)
+        for column in range(width):
+            value = np.int32(scaled[column] - factor * by[column] * np.float32(products[row, column]))
+            smallest = value if value < smallest else smallest
+        least = np.float32(smallest) / unit
+        bound = np.float32(row_errors[row] * longest + row_norms[row] * coarsest)
+        best[row] = min(best[row], least + bound)
+        limit = best[row] + slack[row]
+        if least - bound > limit:
+            continue
+        for column in range(width):
+            score = here[column] - row_scales[row] * by[column] * np.float32(products[row, column]) - bound
+            if score <= limit:
+                _keep(row, first + column, score, limit, kept, scores, counts)
+                if counts[row] == OVERFULL:
+                    break
+
+
+@_compiled(set())
+def _keep(row: int, centroid: int, score: Any, limit: Any, kept: Any, scores: Any, counts: Any) -> None:
+    """Add a candidate; a full row first drops those that a smaller score has ruled out since."""
+    count = counts[row]
+    if count == MAX_CANDIDATES:
+        count = 0
+        for place in range(MAX_CANDIDATES):
+            if scores[row, place] <= limit:
+                kept[row, count], scores[row, count] = kept[row, place], scores[row, place]
+                count += 1
+        if count == MAX_CANDIDATES:
+            counts[row] = OVERFULL
+            return
+    kept[row, count], scores[row, count] = centroid, score
+    counts[row] = count + 1
+
+
+@_compiled({"reassoc", "contract"})
+def decide(block: Any, centroids: Any, limits: Any, kept: Any, scores: Any, counts: Any, labels: Any, distances: Any) -> None:
+    """Label (lowest index on ties) and squared distance of each row that has candidates, by float64 differences.
+
+    ``limits`` (rows,) is the largest score that is still a candidate. Rows without candidates, or overfull, get label −1.
+    """
+    rows, dim = block.shape
+    for row in range(rows):
+        labels[row] = -1
+        nearest = np.inf
+        for place in range(max(counts[row], 0)):
+            if scores[row, place] > limits[row]:
+                continue
+            centroid = kept[row, place]
+            distance = 0.0
+            for column in range(dim):
+                difference = np.float64(block[row, column]) - np.float64(centroids[centroid, column])
+                distance += difference * difference
+            if distance < nearest or (distance == nearest and centroid < labels[row]):
+                nearest, labels[row] = distance, centroid
+        distances[row] = nearest
+
+
+@_compiled({"reassoc", "contract"})
+def quantise_rows(matrix: Any, codes: Any, scales: Any, errors: Any, lengths: Any) -> None:
+    """8-bit ``codes`` (n, dim) of rows and their ``scales`` (n,) float32; float64 norms (n,) of x − x̂ and of x̂, rounded up."""
+    rows, dim = matrix.shape
+    for row in range(rows):
+        largest = np.float32(0)
+        for column in range(dim):
+            largest = max(largest, abs(matrix[row, column]))
+        scale = largest / np.float32(127)
+        if scale == 0:
+            scale = np.float32(1)
+        inverse = np.float32(1) / scale
+        left, length = 0.0, 0.0
+        for column in range(dim):
+            value = min(max(np.rint(matrix[row, column] * inverse), np.float32(-127)), np.float32(127))
+            codes[row, column] = np.int8(value)
+            restored = np.float64(value) * np.float64(scale)
+            difference = np.float64(matrix[row, column]) - restored
+            left += difference * difference
+            length += restored * restored
+        scales[row] = scale
+        errors[row] = np.sqrt(left) * (1 + 1e-9)
+        lengths[row] = np.sqrt(length) * (1 + 1e-9)
