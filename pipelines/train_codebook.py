@@ -31,6 +31,8 @@ from tokenization.modalities import vector_matrix
 from tokenization.sampling import stratified_sample
 
 STEP = "train-codebook"
+_OF_TOKENIZE = {"collisions", "collision_cap", "collision_max_error", "collision_suffixes"}
+"""Settings that do not touch the codebook."""
 
 
 def run(
@@ -156,7 +158,7 @@ def _check_sizes(rows: pa.Table, section: CodebookSection) -> None:
 
 def _fingerprint(section: CodebookSection, version: str, rows: pa.Table, pairs: pa.Table) -> str:
     """What decides the codebook and its metrics, but for the one it starts from."""
-    described = {"codebook": section.model_dump(mode="json"), "fusion_version": version}
+    described = {"codebook": section.model_dump(mode="json", exclude=_OF_TOKENIZE), "fusion_version": version}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for values in zip(*(rows[name].to_pylist() for name in ("item_id", "content_hash", "category")), strict=True):
         digest.update(json.dumps(values).encode())

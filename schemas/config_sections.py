@@ -217,6 +217,14 @@ class CodebookSection(Section):
     """Gate: least share of a layer's tokens in use."""
     min_entropy_ratio: Share = 0.5
     """Gate: least entropy ÷ ln size of a layer."""
+    collisions: Literal["keep", "cap", "unique", "suffix"] = "keep"
+    """Items of one code: keep them, ranked; cap or unique: spread them over free last-layer tokens, or suffix: a further token."""
+    collision_cap: Positive = 5
+    """cap: items that may share a code (unique: 1)."""
+    collision_max_error: float | None = Field(default=0.5, ge=0)
+    """cap, unique: how much farther an item's new last token may lie than its nearest, else it stays; null: any distance."""
+    collision_suffixes: int = Field(default=256, ge=1, le=65_536)
+    """suffix: tokens of the further layer; more items in one code are an error."""
 
     @field_validator("sizes")
     @classmethod
