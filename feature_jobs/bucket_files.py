@@ -18,7 +18,7 @@ from deltalake import DeltaTable
 
 from feature_jobs.text_hashes import text_hashes
 from schemas.errors import BadInput
-from schemas.lake import Lake, filesystem_of, first_line
+from schemas.lake import Lake, damage_named, filesystem_of, first_line
 from schemas.tables import Table
 
 if TYPE_CHECKING:
@@ -86,18 +86,41 @@ def bucket_files(lake: Lake, table: Table, version: int, where: pads.Expression)
 
 
 def partition_values(lake: Lake, table: Table, version: int) -> pa.Table:
-    """``path``, ``size_bytes`` and the partition columns of each live file of a table version."""
+    """What ``live_files`` gives, of a table version."""
     return live_files(lake.open_table(table, version), table)
 
 
 def live_files(opened: DeltaTable, table: Table) -> pa.Table:
-    """``path`` (as the log has it), ``size_bytes`` and the partition columns of each live file of an opened table."""
+    """``path`` (as the log has it), ``size_bytes``, ``num_records`` (null where the log has no count) and the partition columns
+    of each live file of an opened table."""
     actions = pa.table(opened.get_add_actions(flatten=True))
     partitions = [table.schema.field(name) for name in table.partition_by]
+    counted = [("path", pa.string()), ("size_bytes", pa.int64()), ("num_records", pa.int64())]
     if not len(actions):
-        return pa.schema([("path", pa.string()), ("size_bytes", pa.int64()), *partitions]).empty_table()
-    columns = {name: actions[name] for name in ("path", "size_bytes")}
+        return pa.schema([*counted, *partitions]).empty_table()
+    columns = {
+        name: actions[name].cast(kind) if name in actions.column_names else pa.nulls(len(actions), kind) for name, kind in counted
+    }
     return pa.table(columns | {column.name: actions[f"partition.{column.name}"] for column in partitions})
+
+
+def recorded_rows(lake: Lake, table: Table, version: int, where: pads.Expression) -> int:
+    """Rows of the files that ``where`` (over partition columns and ``path``) selects: as the log counts them or, where it does
+    not, the file's footer. Read beside whoever reads the rows themselves, so that what is lost on the way shows.
+
+    Raises BadInput naming a file that is missing or damaged.
+    """
+    files = partition_values(lake, table, version)
+    if not len(files):
+        return 0
+    files = files.filter(where)
+    uncounted = files.filter(pc.field("num_records").is_null())["path"].to_pylist()
+    filesystem, root = filesystem_of(lake.table_uri(table))
+    rows = pc.sum(files["num_records"]).as_py() or 0
+    for path in map(unquote, uncounted):
+        with damage_named(f"{root}/{path}"), filesystem.open_input_file(f"{root}/{path}") as stream:
+            rows += pq.read_metadata(stream).num_rows
+    return int(rows)
 
 
 def relaxed(column: pa.Field) -> pa.Field:

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
-from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from feature_jobs.bucket_files import live_files
+from feature_jobs.bucket_files import live_files, recorded_rows
 from feature_jobs.forget_cache import forget_in_cache, search_cache
 from feature_jobs.forget_examples import forget_in_examples, search_examples
 from feature_jobs.forget_files import People, Tasks, file_groups, live, rewrite, search, unnamed
@@ -25,7 +23,7 @@ from feature_jobs.forget_log import cut_log, drop_old_files, log_mentions
 from feature_jobs.forget_shards import forget_in_shards, search_shards
 from feature_jobs.partition_files import commit_files
 from schemas.errors import BadInput
-from schemas.lake import Lake, damage_named, first_line
+from schemas.lake import Lake, first_line
 from schemas.runs import StepRun, TableCounts, step_run
 from schemas.suppression import locked, suppress
 from schemas.tables import QUARANTINE, TABLES, Table
@@ -137,23 +135,18 @@ def _forget_in(lake: Lake, table: Table, people: People, tasks: Tasks) -> TableC
     groups = file_groups(table, live(opened, table))
     affected = set(people.buckets.tolist())
     groups = [group for group in groups if group.bucket is None or group.bucket in affected]
-    rows = _row_count(lake, table, opened)
+    rows = recorded_rows(lake, table, opened.version(), pads.scalar(True))
     reports = tasks.each(groups, lambda group: rewrite(lake, table, people, group))
-    replaced = pads.field("path").isin([path for report in reports for path in report["replaced"]])
+    replaced = pads.field("path").isin(pa.array([path for report in reports for path in report["replaced"]], pa.string()))
     written = [file for report in reports for file in report["files"]]
+    removed = sum(report["removed"] for report in reports)
+    left = sum(file["rows"] for file in written if file is not None)
+    untouched = rows - recorded_rows(lake, table, opened.version(), replaced)
+    counts = TableCounts(rows, untouched + left, rows_dropped={"forgotten": removed})
+    counts.check(table.name)
     if written:
         commit_files(lake, table, written, replaced, read=(opened.version(), replaced))
-    removed = sum(report["removed"] for report in reports)
-    return TableCounts(rows, rows - removed, rows_dropped={"forgotten": removed})
-
-
-def _row_count(lake: Lake, table: Table, opened: DeltaTable) -> int:
-    actions = pa.table(opened.get_add_actions(flatten=True))
-    counts = actions["num_records"] if "num_records" in actions.column_names else None
-    if counts is None or counts.null_count:  # written by a program that keeps no statistics: ask the files
-        with damage_named(lake.table_uri(table)):
-            return int(lake.dataset(table, version=opened.version()).count_rows())
-    return int(pc.sum(counts).as_py() or 0)
+    return counts
 
 
 def _searched(lake: Lake, table: Table, people: People, tasks: Tasks, *, others: bool = False) -> dict[str, int]:

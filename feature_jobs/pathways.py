@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.dataset as pads
 
-from feature_jobs.bucket_files import bucket_files, run_by_bucket
+from feature_jobs.bucket_files import bucket_files, recorded_rows, run_by_bucket
 from feature_jobs.item_versions import item_versions
 from feature_jobs.pathways_bucket import DayInputs, advance_bucket
 from feature_jobs.pathways_commit import WRITTEN, commit_day
@@ -48,6 +48,12 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 STEP = "pathways"
+_REPORTED = {
+    "late_events": ("counts", "late"),
+    "users_without_snapshot": ("counts", "without_snapshot"),
+    "history_users": ("rows", HISTORY.name),
+}
+"""Figures of the report that are sums of the tasks' counts."""
 
 
 def run_pathways(spark: "SparkSession", lake: Lake, date: dt.date, *, every_landing: bool = False) -> dict[str, Any]:
@@ -65,7 +71,8 @@ def run_pathways(spark: "SparkSession", lake: Lake, date: dt.date, *, every_land
 
 def _pathways(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bool, run: StepRun) -> None:
     check_positive(lake.config.samples.positive)
-    before = previous_state(lake, date, run.reads(lake, USER_STATE))
+    state_version = run.reads(lake, USER_STATE)
+    before = previous_state(lake, date, state_version)
     sampled_version = run.reads(lake, DAILY_SAMPLES)
     sampled = published_landings(lake, date, sampled_version)
     version = run.reads(lake, EVENTS)
@@ -91,9 +98,19 @@ def _pathways(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: b
     with dealt(read_table(spark, lake, USERS, users_now), lake, snapshot_dates) as snapshots:
         work = partial(advance_bucket, replace(day, snapshots=snapshots))
         reports = run_by_bucket(spark, range(lake.config.lake.user_buckets), work)
+    of_day, of_state = pads.field("date") == date, pads.field("date") == date - dt.timedelta(days=1)
+    behaviours = recorded_rows(lake, DAILY_SAMPLES, sampled_version, of_day) + recorded_rows(
+        lake, EVENTS, version, _of_pairs(late)
+    )
+    counts = _counts(reports, behaviours, recorded_rows(lake, USER_STATE, state_version, of_state))
+    for name, of_table in counts.items():
+        of_table.check(name)
     commit_day(lake, date, {table.name: [report["files"][table.name] for report in reports] for table in WRITTEN})
-    _account(run, reports)
+    for name, of_table in counts.items():
+        run.table(name, of_table)
     clear_stale(lake, date, STEP)
+    for name, (group, count) in _REPORTED.items():
+        run.extra[name] = sum(report[group][count] for report in reports)
     run.extra["landings_taken_in"] = sorted({landing.isoformat() for landing in seen} - {x.isoformat() for x in before.seen})
     run.extra["snapshots_read"] = [day.isoformat() for day in snapshot_dates]
 
@@ -150,21 +167,16 @@ def _of_pairs(pairs: set[tuple[dt.date, dt.date]]) -> pads.Expression:
     return chosen
 
 
-def _account(run: StepRun, reports: list[dict[str, Any]]) -> None:
+def _counts(reports: list[dict[str, Any]], behaviours: int, users: int) -> dict[str, TableCounts]:
+    """Row accounting by table: ``behaviours`` and ``users`` are how many samples and late events, and users of the state before,
+    the logs say there are to read; all else is what the tasks counted."""
+
     def total(group: str, name: str) -> int:
         return sum(report[group].get(name, 0) for report in reports)
 
     dropped = {reason: total("dropped", reason) for reason in {key for report in reports for key in report["dropped"]}}
-    run.table(
-        HISTORY,
-        TableCounts(total("counts", "samples") + total("counts", "late"), total("counts", "behaviours"), rows_dropped=dropped),
-    )
+    counts = {HISTORY.name: TableCounts(behaviours, total("counts", "behaviours"), rows_dropped=dropped)}
     for table in (PATHWAY_STATIC, PATHWAY_SHORT, PATHWAY_POSITIVE):
-        run.table(table, TableCounts(total("counts", "active_users"), total("rows", table.name)))
-    users = total("counts", "users_before") + total("counts", "new_users")
-    run.table(USER_STATE, TableCounts(users, total("rows", USER_STATE.name)))
-    run.extra |= {
-        "late_events": total("counts", "late"),
-        "users_without_snapshot": total("counts", "without_snapshot"),
-        "history_users": total("rows", HISTORY.name),
-    }
+        counts[table.name] = TableCounts(total("counts", "active_users"), total("rows", table.name))
+    counts[USER_STATE.name] = TableCounts(users + total("counts", "new_users"), total("rows", USER_STATE.name))
+    return counts

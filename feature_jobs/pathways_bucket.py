@@ -18,7 +18,7 @@ from feature_jobs.pathways_commit import WRITTEN
 from feature_jobs.pathways_late import LateInputs
 from feature_jobs.pathways_snapshots import DealtSnapshots
 from feature_jobs.user_state import STATE, Fresh, Marks, advance, align, fresh_rows, static_rows
-from feature_jobs.user_state_arrays import flat
+from feature_jobs.user_state_arrays import flat, sorted_users
 from feature_jobs.user_state_facts import PROFILE
 from feature_jobs.user_state_files import USERS_AT_ONCE, state_slices
 from feature_jobs.user_state_windows import only_positive
@@ -74,7 +74,6 @@ def advance_bucket(day: DayInputs, bucket: int) -> dict[str, Any]:
         "late": len(late) + sum(dropped.values()),
         "active_users": len(active),
         "behaviours": len(fresh.dates),
-        "users_before": 0,
         "new_users": 0,
         "without_snapshot": 0,
     }
@@ -98,8 +97,7 @@ def advance_bucket(day: DayInputs, bucket: int) -> dict[str, Any]:
         }.items():
             for start in range(0, len(rows), USERS_AT_ONCE):
                 files[name].write(rows.slice(start, USERS_AT_ONCE))
-        counts["users_before"] += len(state)
-        counts["new_users"] += len(after) - len(state)
+        counts["new_users"] += _newcomers(flat(state["user_id"]), part.users, flat(known["user_id"]))
         counts["without_snapshot"] += static["snapshot_date"].null_count
         fresh_done, active_done, snapshots_done = fresh_upto, active_upto, snapshots_upto
     return {
@@ -113,6 +111,12 @@ def advance_bucket(day: DayInputs, bucket: int) -> dict[str, Any]:
 def _upto(users: pa.Array, last: str | None) -> int:
     """How many of the sorted users come no later than ``last``; all of them if it is None."""
     return len(users) if last is None else bisect_right(range(len(users)), last, key=lambda place: users[place].as_py())
+
+
+def _newcomers(before: pa.Array, *others: pa.Array) -> int:
+    """How many distinct users of the others are not among those before."""
+    users = sorted_users(*others)
+    return len(users) - (pc.sum(pc.is_in(before, value_set=users)).as_py() or 0)
 
 
 def _pathway(prior: pa.Table, window: str, pending: pa.Array) -> pa.Table:

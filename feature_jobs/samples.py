@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.dataset as pads
 
-from feature_jobs.bucket_files import bucket_files, run_by_bucket
+from feature_jobs.bucket_files import bucket_files, recorded_rows, run_by_bucket
 from feature_jobs.gates import DayFigures, check_gate_names, check_gates, trailing_figures
 from feature_jobs.item_versions import item_versions
 from feature_jobs.partition_files import FileReport, commit_files
@@ -59,14 +60,16 @@ def _samples(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bo
             f"{lake.table_uri(EVENTS)}: no events of {date}; run `onerec ingest --date {date}` first "
             "(a day that is empty by right: --set samples.gates.min_rows=0)"
         )
-    events = bucket_files(lake, EVENTS, version, (pads.field("date") == date) & pads.field("landing_date").isin(landings))
+    chosen = (pads.field("date") == date) & pads.field("landing_date").isin(pa.array(landings, pa.date32()))
+    events = bucket_files(lake, EVENTS, version, chosen)
     items = item_versions(lake, run.reads(lake, ITEMS))
     with cell_folder(lake) as folder:
         day = SampleInputs(lake, date, events, before.files, items, folder)
         distinct = _count(spark, day)
         reports = run_by_bucket(spark, events.buckets, partial(write_bucket, day))
     figures = _figures(lake, date, reports, distinct)
-    dropped = _total(reports, "dropped")
+    dropped = {reason: count for reason, count in _total(reports, "dropped").items() if count}
+    counts = TableCounts(recorded_rows(lake, EVENTS, version, chosen), figures.rows, rows_dropped=dropped)
     run.extra |= {
         "landings": [landing.isoformat() for landing in landings],
         "items_without_a_version": _total(reports, "counts").get("items_without_a_version", 0),
@@ -76,6 +79,7 @@ def _samples(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bo
     }
     files = [report["file"] for report in reports]
     try:
+        counts.check(DAILY_SAMPLES.name)
         check_gates(figures, settings.gates, date)
     except BaseException:
         _discard(lake, files)
@@ -83,8 +87,7 @@ def _samples(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bo
     note = samples_note(date, landings, {"users": figures.users, "items": figures.items})
     commit_files(lake, DAILY_SAMPLES, files, pads.field("date") == date, note=note)
     clear_stale(lake, date, STEP)
-    cut = {reason: count for reason, count in dropped.items() if count}
-    run.table(DAILY_SAMPLES, TableCounts(figures.rows + sum(cut.values()), figures.rows, rows_dropped=cut))
+    run.table(DAILY_SAMPLES, counts)
 
 
 def _count(spark: "SparkSession", day: SampleInputs) -> int:
