@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenization.residual import check_codes
-from tokenization.vectors import BadVectors, as_matrix, to_float32
+from tokenization.vectors import ArrayRows, BadVectors, as_matrix, blocks, to_float32
 
 Keys = npt.NDArray[np.int64]
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
@@ -32,7 +32,8 @@ def codebook_metrics(
     entropy_ratio (÷ ln size), perplexity, gini (over all tokens), dead_tokens, size_quantiles (items a token).
     ``prefixes``: one object a depth: distinct, collision_share (items that share the prefix with another item),
     largest_bucket, and, with what they need, reconstruction_error (mean squared error ÷ total variance), nmi
-    (arithmetic normalisation), behaviour_hit_rate (share of pairs with equal prefixes).
+    (arithmetic normalisation), behaviour_hit_rate (share of co-watched pairs with equal prefixes) and, the other way
+    round, co_watched_share (share of the pairs of items with equal prefixes that are co-watched; None without such pairs).
     ``distinct_codes``, ``collision_share``, ``largest_bucket``, ``bucket_histogram`` (codes by how many items have them).
     Raises BadVectors for codes outside ``sizes`` or inputs of another length.
     """
@@ -62,6 +63,7 @@ def codebook_metrics(
         for entry, key in zip(report["prefixes"], keys, strict=True):
             same = key[couples[:, 0]] == key[couples[:, 1]]
             entry["behaviour_hit_rate"] = float(same.mean()) if len(couples) else None
+            entry["co_watched_share"] = _co_watched_share(key, couples[same])
     return report
 
 
@@ -138,6 +140,16 @@ def _buckets(keys: Keys) -> dict[str, Any]:
     }
 
 
+def _co_watched_share(keys: Keys, hits: npt.NDArray[np.int64]) -> float | None:
+    """Distinct pairs of different items among ``hits`` ÷ pairs of different items with equal keys."""
+    counts = np.unique(keys, return_counts=True)[1]
+    possible = int((counts * (counts - 1) // 2).sum())
+    if not possible:
+        return None
+    ordered = np.sort(hits[hits[:, 0] != hits[:, 1]], axis=1)
+    return len(np.unique(ordered, axis=0)) / possible
+
+
 def _bucket_histogram(keys: Keys) -> list[dict[str, Any]]:
     """Codes and items by the number of items that have the code: 1, 2, …, 5, 6–10, 11–20, 21–50, 51–100, more."""
     counts = np.unique(keys, return_counts=True)[1]
@@ -156,15 +168,26 @@ def _reconstruction_errors(vectors: Any, decoded: Any, depths: int) -> dict[int,
     by_depth = dict(enumerate(decoded, start=1)) if isinstance(decoded, (list, tuple)) else {depths: decoded}
     if depths not in by_depth or max(by_depth) > depths:
         raise BadVectors(f"decoded: found {len(by_depth)} depths; needs all {depths}, or the last alone")
-    whole = to_float32(matrix).astype(np.float64)
-    variance = float(((whole - whole.mean(axis=0)) ** 2).sum()) if len(whole) else 0.0
+    variance = _total_variance(matrix)
     errors: dict[int, float | None] = {}
     for depth, reconstruction in by_depth.items():
         other = as_matrix(reconstruction)
         if other.shape != matrix.shape:
             raise BadVectors(f"decoded: found shape {other.shape} at depth {depth}; the vectors have {matrix.shape}")
-        errors[depth] = float(((whole - other) ** 2).sum()) / variance if variance else None
+        squares = (
+            float(((block - to_float32(other[start:stop]).astype(np.float64)) ** 2).sum())
+            for start, stop, block in blocks(ArrayRows(matrix))
+        )
+        errors[depth] = sum(squares) / variance if variance else None
     return errors
+
+
+def _total_variance(matrix: npt.NDArray[Any]) -> float:
+    """Sum of squared distances from the mean, block by block in float64."""
+    if not len(matrix):
+        return 0.0
+    mean = sum(block.sum(axis=0, dtype=np.float64) for _, _, block in blocks(ArrayRows(matrix))) / len(matrix)
+    return sum(float(((block - mean) ** 2).sum()) for _, _, block in blocks(ArrayRows(matrix)))
 
 
 def _label_keys(labels: Any, count: int) -> tuple[Keys, npt.NDArray[np.bool_]]:

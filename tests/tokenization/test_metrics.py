@@ -1,5 +1,6 @@
 """Codebook metrics, against naive Python."""
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -39,7 +40,10 @@ def test_every_figure_is_that_of_naive_counting(case):
         assert found["entropy_ratio"] == pytest.approx(entropy / math.log(size) if size > 1 else 1, abs=1e-12)
         assert found["perplexity"] == pytest.approx(math.exp(entropy))
         assert found["gini"] == pytest.approx(gini, abs=1e-12)
-        assert (found["size_quantiles"]["0"], found["size_quantiles"]["1"]) == (every[0], every[-1])
+        for name, value in found["size_quantiles"].items():
+            place = float(name) * (size - 1)  # between the two sizes at either side of it
+            low, high = every[math.floor(place)], every[math.ceil(place)]
+            assert value == pytest.approx(low + (high - low) * (place - math.floor(place)))
     for depth, found in enumerate(report["prefixes"], start=1):
         counts = Counter(code[:depth] for code in rows)
         assert found["distinct"] == len(counts)
@@ -71,6 +75,29 @@ def test_labels_and_pairs(case, data):
             assert found["nmi"] is None
         hits = [prefixes[one] == prefixes[other] for one, other in pairs]
         assert found["behaviour_hit_rate"] == (pytest.approx(sum(hits) / len(hits)) if hits else None)
+        together = [pair for pair in itertools.combinations(range(len(prefixes)), 2) if prefixes[pair[0]] == prefixes[pair[1]]]
+        watched = {tuple(sorted(pair)) for pair in pairs}
+        share = sum(pair in watched for pair in together) / len(together) if together else None
+        assert found["co_watched_share"] == (pytest.approx(share) if together else None)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99), st.booleans())
+def test_reconstruction_errors_by_depth_are_those_of_plain_python(count, dim, depths, seed, many_blocks):
+    random = np.random.default_rng(seed)
+    vectors = random.standard_normal((count, dim)).astype(np.float32)
+    decoded = [random.standard_normal((count, dim)).astype(np.float32) for _ in range(depths)]
+    with pytest.MonkeyPatch.context() as patch:
+        if many_blocks:
+            patch.setattr("tokenization.vectors._BLOCK_VALUES", 4)
+        report = codebook_metrics(np.zeros((count, depths), int), [1] * depths, vectors, decoded)
+    rows = vectors.astype(float).tolist()
+    means = [sum(column) / count for column in zip(*rows, strict=True)]
+    variance = sum((value - mean) ** 2 for row in rows for value, mean in zip(row, means, strict=True))
+    for found, reconstruction in zip(report["prefixes"], decoded, strict=True):
+        others = reconstruction.astype(float).tolist()
+        error = sum((a - b) ** 2 for row, other in zip(rows, others, strict=True) for a, b in zip(row, other, strict=True))
+        assert found["reconstruction_error"] == (pytest.approx(error / variance) if variance else None)
 
 
 def test_reconstruction_error_is_relative_to_the_variance():
