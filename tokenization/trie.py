@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from schemas.errors import BadInput
 from schemas.lake import write_atomically
-from tokenization.metrics import prefix_keys
+from tokenization.trie_build import trie_arrays
 from tokenization.vectors import BadVectors
 
 Nodes = npt.NDArray[np.int64]
@@ -57,34 +57,7 @@ class TokenTrie:
         widths = np.asarray(sizes if sizes is not None else array.max(axis=0, initial=0).astype(np.int64) + 1, np.int64)
         if len(widths) != array.shape[1] or (len(array) and ((array < 0) | (array >= widths)).any()) or widths.max() > 65536:
             raise BadVectors(f"codes: tokens must lie below the sizes {widths.tolist()}, one for each of {array.shape[1]} layers")
-        depths = prefix_keys(array)
-        order_by = [np.arange(len(array)), depths[-1]]
-        if keys is not None:
-            order_by.insert(1, np.unique(np.asarray(keys), return_inverse=True)[1])
-        if ranks is not None:
-            order_by.insert(-1, np.asarray(ranks))
-        order = np.lexsort(order_by)
-        tokens, offsets, starts = [], [np.zeros(1, np.int64)], [0, 1]
-        parents = np.zeros(len(array), np.int64)  # number, within its depth, of the node above each sorted row
-        edges = 0
-        first = np.zeros(0, np.int64)
-        for layer, depth_keys in enumerate(depths):
-            sorted_keys = depth_keys[order]
-            first = np.flatnonzero(np.r_[len(order) > 0, sorted_keys[1:] != sorted_keys[:-1]][: len(order)])
-            tokens.append(array[order[first], layer].astype(np.uint16))
-            children = np.bincount(parents[first], minlength=starts[-1] - starts[-2])
-            offsets.append(edges + np.cumsum(children))
-            edges += len(first)
-            starts.append(starts[-1] + len(first))
-            parents = np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(order)]))
-        return cls(
-            sizes=widths,
-            depth_starts=np.array(starts, np.int64),
-            offsets=np.concatenate(offsets),
-            tokens=np.concatenate(tokens),
-            item_offsets=np.r_[first, len(order)].astype(np.int64),
-            item_rows=order.astype(np.int64),
-        )
+        return cls(sizes=widths, **trie_arrays(array, ranks, keys))
 
     @property
     def layers(self) -> int:
@@ -156,16 +129,27 @@ class TokenTrie:
 
     def items(self, code: Sequence[int]) -> Nodes:
         """Rows of the items below a code or prefix, by code and rank; empty for an illegal one."""
-        node = int(self.walk(np.asarray(code, np.int64)[None])[0])
-        if node == ILLEGAL:
-            return np.zeros(0, np.int64)
-        low, high, depth = node, node, len(code)
-        while depth < self.layers:  # the leftmost and rightmost leaf below the node
-            if self.offsets[low] == self.offsets[high + 1]:
-                return np.zeros(0, np.int64)
-            low, high, depth = int(self.offsets[low]) + 1, int(self.offsets[high + 1]), depth + 1
+        return self.items_of(np.asarray(code, np.int64)[None])[1]
+
+    def items_of(self, prefixes: Any) -> tuple[Nodes, Nodes]:
+        """Items below each of prefixes (b, depth), whole codes say: (row in ``prefixes``, row of the item), by code and rank.
+
+        One gather for all of them; an illegal prefix has none.
+        """
+        array = np.asarray(prefixes)
+        nodes = self.walk(array)
+        known = nodes != ILLEGAL
+        low = high = np.where(known, nodes, self.depth_starts[array.shape[1]])
+        if not self.codes:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        for _ in range(array.shape[1], self.layers):  # the leftmost and rightmost leaf below the node
+            low, high = self.offsets[low] + 1, self.offsets[high + 1]
         leaf = int(self.depth_starts[self.layers])
-        return self.item_rows[int(self.item_offsets[low - leaf]) : int(self.item_offsets[high - leaf + 1])]
+        first = self.item_offsets[low - leaf]
+        counts = np.where(known, self.item_offsets[high - leaf + 1] - first, 0)
+        owners = np.repeat(np.arange(len(array)), counts)
+        places = np.arange(len(owners)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+        return owners, self.item_rows[places]
 
     def save(self, path: Path) -> None:
         """Write the arrays to a safetensors file, atomically."""

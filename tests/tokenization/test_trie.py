@@ -62,6 +62,11 @@ def test_items_of_a_code_or_prefix_come_by_rank_then_key(case):
         inside = [place for place, row in enumerate(rows) if row[: len(prefix)] == prefix]
         inside.sort(key=lambda place: (rows[place], ranks[place], keys[place]))
         assert trie.items(prefix).tolist() == inside
+    wanted = [*rows[:9], (4,) * layers, *rows[:3]]
+    owners, found = trie.items_of(wanted)
+    assert list(zip(owners.tolist(), found.tolist(), strict=True)) == [
+        (owner, row) for owner, code in enumerate(wanted) for row in trie.items(code).tolist()
+    ]
 
 
 def test_children_are_listed_by_row_and_token():
@@ -96,6 +101,18 @@ def test_no_items_make_a_trie_without_legal_tokens(tmp_path):
 def test_a_code_of_65536_tokens_a_layer_is_kept():
     trie = TokenTrie.build(np.array([[65535, 0]]), sizes=[65536, 1])
     assert trie.contains([[65535, 0], [65534, 0]]).tolist() == [True, False]
+
+
+def test_codes_of_more_than_63_bits_and_of_any_integers_make_the_same_trie():
+    random = np.random.default_rng(3)
+    codes = random.integers(0, 3, (300, 6)) * 32767
+    ranks, keys = random.integers(0, 70_000, 300), random.permutation(300)
+    wide = TokenTrie.build(codes, keys, ranks=ranks)
+    narrow = TokenTrie.build((codes // 32767).astype(np.uint8), keys, ranks=ranks)
+    for name in ("depth_starts", "offsets", "item_offsets", "item_rows"):
+        assert (getattr(wide, name) == getattr(narrow, name)).all()
+    assert (wide.tokens == narrow.tokens.astype(int) * 32767).all()
+    assert wide.item_rows.tolist() == sorted(range(300), key=lambda row: (*codes[row], ranks[row], keys[row]))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "altered", "missing", "lying header"])
