@@ -56,13 +56,14 @@ def backfill_dates(lake: Lake, first: dt.date, last: dt.date) -> list[dt.date]:
     return dates
 
 
-def what_depends(lake: Lake, first: dt.date, last: dt.date) -> Marks:
-    """What was made from the dates ``first`` … ``last`` and a backfill of them does not rebuild: date → step → reason."""
+def what_depends(lake: Lake, first: dt.date, last: dt.date, because: str | None = None) -> Marks:
+    """What was made from the dates ``first`` … ``last`` and a backfill of them does not rebuild: date → step → reason, which ends
+    with ``because``: before what it was made."""
     marks: Marks = {}
-    because = f"made before the backfill of {first} to {last}"
+    because = because or f"before the backfill of {first} to {last}"
 
     def mark(date: dt.date, step: str, made: str) -> None:
-        marks.setdefault(date.isoformat(), {})[step] = f"{made} {because}"
+        marks.setdefault(date.isoformat(), {})[step] = f"{made} made {because}"
 
     window = dt.timedelta(days=lake.config.co_interaction.window_days - 1)
     for date in partition_dates(lake, DAILY_SAMPLES):

@@ -54,9 +54,7 @@ def previous_state(lake: Lake, date: dt.date, version: int) -> PreviousState:
     yesterday = date - dt.timedelta(days=1)
     files = bucket_files(lake, USER_STATE, version, pads.field("date") == yesterday)
     if files.buckets:
-        column = pa.schema([USER_STATE.schema.field("landings_seen")])
-        seen = next(rows["landings_seen"][0].as_py() for bucket in files.buckets if len(rows := files.read(bucket, column)))
-        return PreviousState(files, frozenset(seen))
+        return PreviousState(files, landings_seen(files, files.partitions))
     states = {day for day in partition_dates(lake, USER_STATE, version=version) if day < date}
     samples = {day for day in partition_dates(lake, DAILY_SAMPLES) if day < date}
     if states or samples:
@@ -66,6 +64,13 @@ def previous_state(lake: Lake, date: dt.date, version: int) -> PreviousState:
             f"run `onerec samples` and `onerec pathways` for --date {first}" + (f" to {yesterday}" if first < yesterday else "")
         )
     return PreviousState(files, frozenset())
+
+
+def landings_seen(files: BucketFiles, paths: Iterable[str]) -> frozenset[dt.date]:
+    """The landings that a day's files of ``user_state`` say it has seen: every row of every file says it."""
+    column = pa.schema([USER_STATE.schema.field("landings_seen")])
+    lists = (files.read_file(path, column)["landings_seen"] for path in paths)
+    return frozenset(next((seen[0].as_py() for seen in lists if len(seen)), ()))
 
 
 def sample_landings(date: dt.date, present: Iterable[dt.date], seen: Iterable[dt.date], *, every: bool) -> list[dt.date]:

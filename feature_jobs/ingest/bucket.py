@@ -12,12 +12,15 @@ import pyarrow.compute as pc
 
 from feature_jobs.bucket_events import sample_ids
 from feature_jobs.bucket_files import BucketFiles
+from feature_jobs.ingest.cap import joined_within_the_cap
 from feature_jobs.ingest.catalogue import DUPLICATE, FORGOTTEN
 from feature_jobs.ingest.forgotten import of_forgotten, without_forgotten
 from feature_jobs.ingest.judging import in_packs
+from feature_jobs.ingest.redelivery import changed_dates
 from feature_jobs.ingest.sources import input_columns
 from feature_jobs.owned_by_earlier import as_metadata, owned_by_earlier
 from feature_jobs.partition_files import FileReport, PartitionFile, data_schema
+from feature_jobs.samples_drops import OVER_THE_CAP
 from feature_jobs.user_state_arrays import flat, integers
 from schemas.lake import Lake
 from schemas.suppression import Suppression
@@ -32,13 +35,15 @@ ROW_GROUP_ROWS = 131_072
 
 @dataclass(frozen=True)
 class BucketTask:
-    """What every bucket's task of a landing knows. ``others`` are the files of other landings on the days it may touch."""
+    """What every bucket's task of a landing knows. ``others`` are the files of other landings on the days it may touch,
+    ``before`` those of the landing itself if somebody has taken it in (``redelivery``)."""
 
     lake: Lake
     landing_date: dt.date
     ingested_at: dt.datetime
     others: BucketFiles
     suppression: Suppression
+    before: BucketFiles | None = None
 
     @property
     def others_dates(self) -> set[dt.date]:
@@ -50,7 +55,7 @@ class BucketTask:
 class BucketReport:
     """What a bucket's task did, by number of rows, and the files that it wrote. ``rewritten`` are paths of files that new ones
     replace: a later landing lost impressions to this earlier one. ``dates`` are the days of its good rows, of those too that
-    an earlier landing has. JSON holds the same."""
+    an earlier landing has; ``changed`` those of which the landing had other rows before. JSON holds the same."""
 
     bucket: int
     kept: int = 0
@@ -59,12 +64,13 @@ class BucketReport:
     files: list[FileReport] = field(default_factory=list)
     rewritten: list[str] = field(default_factory=list)
     dates: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
 
 
-def publish_bucket(task: BucketTask, bucket: int, rows: pa.Table) -> str:
-    """Write a bucket's rows (LANDED, any order); the BucketReport as JSON."""
+def publish_bucket(task: BucketTask, bucket: int, blocks: Iterable[pa.Table]) -> str:
+    """Write a bucket's rows (LANDED, one or more blocks, any order); the BucketReport as JSON."""
     report = BucketReport(bucket)
-    rows = rows.combine_chunks()
+    rows, report.dropped[OVER_THE_CAP] = joined_within_the_cap(blocks, task.lake.config.samples.user_day_cap)
     rows, report.dropped[FORGOTTEN] = without_forgotten(rows, task.suppression)
     rows, report.dropped[DUPLICATE] = without_repeated(rows)
     keys = sample_ids(rows["user_id"], rows["impression_id"]).to_numpy()
@@ -79,6 +85,7 @@ def publish_bucket(task: BucketTask, bucket: int, rows: pa.Table) -> str:
     report.kept = len(rows)
     ordered = _stamped(rows.take(pa.array(event_order(rows))), task.ingested_at)
     parts = dict(by_date(ordered))
+    report.changed = changed_dates(task.before, bucket, parts)
     for day in days:
         part = parts.get(day, ordered.slice(0, 0))
         report.files += _written(task.lake, bucket, day, task.landing_date, part, owned.get(day, _NOTHING))

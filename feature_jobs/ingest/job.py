@@ -22,13 +22,16 @@ from feature_jobs.ingest.catalogue import DUPLICATE, FORGOTTEN, KEPT, append_onc
 from feature_jobs.ingest.catalogue import REJECTED as REJECTED_FATE
 from feature_jobs.ingest.landed_keys import LandedKeys
 from feature_jobs.ingest.landing import LANDED_TABLES, Landing
+from feature_jobs.ingest.redelivery import TakenIn, dates_gone, files_to_compare, taken_in, what_became_stale
 from feature_jobs.ingest.rules import Bounds
 from feature_jobs.ingest.shuffle import Dealing, KnownItems, dealt, work_on_groups
 from feature_jobs.ingest.sources import Source, look_at
 from feature_jobs.item_versions import item_versions
 from feature_jobs.partition_files import FileReport, commit_files
 from feature_jobs.run_folders import run_folder
+from feature_jobs.samples_drops import OVER_THE_CAP
 from feature_jobs.session import table_failures_named
+from feature_jobs.stale import mark_stale
 from schemas.errors import GateFailed
 from schemas.lake import Lake
 from schemas.runs import StepRun, TableCounts, step_run
@@ -44,6 +47,7 @@ class Landed:
     Of items and users ``rows`` has those to append (``_fate`` kept). Of events ``files`` are written and not committed,
     ``rewritten`` are the paths of the files that they replace besides the landing's own, ``dates`` the days of all good rows,
     also of those that were dropped because an earlier landing has them: whether it has is what another run may change.
+    ``changed`` are the dates of which somebody may have taken in other rows of this landing.
     """
 
     table: Table
@@ -55,6 +59,7 @@ class Landed:
     files: list[FileReport] = field(default_factory=list)
     rewritten: list[str] = field(default_factory=list)
     dates: set[dt.date] = field(default_factory=set)
+    changed: set[dt.date] = field(default_factory=set)
     displaced: int = 0
 
     def add(self, fate: str, number: int) -> None:
@@ -65,7 +70,7 @@ class Landed:
     def counts(self) -> TableCounts:
         """Row accounting, if everything kept is published."""
         kept, rejected = self.fates.get(KEPT, 0), self.fates.get(REJECTED_FATE, 0)
-        dropped = {fate: self.fates[fate] for fate in (DUPLICATE, FORGOTTEN) if self.fates.get(fate)}
+        dropped = {fate: self.fates[fate] for fate in (DUPLICATE, FORGOTTEN, OVER_THE_CAP) if self.fates.get(fate)}
         return TableCounts(self.read, kept, rejected, dropped)
 
 
@@ -85,7 +90,8 @@ def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> Ste
         catalogue = _Catalogue(spark, lake, landing, date, caches)
         items, users = (catalogue.landed(sources[table.name], pinned[table.name]) for table in (ITEMS, USERS))
         keys = _keys(items, caches.enter_context(run_folder(lake, "ingest")))
-        events = _events(spark, lake, landing, date, sources[EVENTS.name], pinned, keys)
+        taken = taken_in(lake, date)
+        events = _events(spark, lake, landing, date, sources[EVENTS.name], pinned, keys, taken)
         landed = [items, users, events]
         for part in landed:
             part.counts.check(part.table.name)
@@ -100,6 +106,10 @@ def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> Ste
             for part in landed:
                 step.table(part.table, _unpublished(part.counts))
             raise GateFailed(refusal)
+        redelivered = what_became_stale(lake, date, events.changed, taken)
+        if redelivered:
+            mark_stale(lake, redelivered["stale"])  # first: once the new rows are there, nobody can tell any more
+            step.extra["redelivered"] = redelivered
         _publish(lake, date, landed, pinned)
         for part in landed:
             step.table(part.table, part.counts)
@@ -169,28 +179,39 @@ def _keys(items: Landed, folder: str) -> LandedKeys:
 
 
 def _events(
-    spark: SparkSession, lake: Lake, landing: Landing, date: dt.date, source: Source, pinned: dict[str, int], keys: LandedKeys
+    spark: SparkSession,
+    lake: Lake,
+    landing: Landing,
+    date: dt.date,
+    source: Source,
+    pinned: dict[str, int],
+    keys: LandedKeys,
+    taken: TakenIn,
 ) -> Landed:
     """Judge the events, deal them to their buckets, and write each bucket's, not yet committed."""
     suppression = suppressed_users(lake)
     buckets = lake.config.lake.user_buckets
     known = KnownItems(item_versions(lake, pinned[ITEMS.name]), keys)
-    dealing = Dealing(landing, source, known, Bounds.of(date, lake.config), buckets)
+    dealing = Dealing(landing, source, known, Bounds.of(date, lake.config), buckets, lake.config.samples.user_day_cap)
     days = [date - dt.timedelta(days=offset) for offset in range(lake.config.ingest.max_late_days + 1)]
     others = bucket_files(lake, EVENTS, pinned[EVENTS.name], pads.field("date").isin(days) & (pads.field("landing_date") != date))
-    task = BucketTask(lake, date, dt.datetime.now(dt.UTC), others, suppression)
+    before = files_to_compare(lake, date, pinned[EVENTS.name], taken)
+    task = BucketTask(lake, date, dt.datetime.now(dt.UTC), others, suppression, before)
+    reported = set()
 
     def work(group: int, blocks: Iterator[pa.Table]) -> str:
         if group < buckets:
-            return publish_bucket(task, group, pa.concat_tables(blocks))
+            return publish_bucket(task, group, blocks)
         if group == dealing.tally:
-            return json.dumps({"read": sum(pc.sum(block["read"]).as_py() for block in blocks)})
+            whole = pa.concat_tables(blocks)
+            return json.dumps({name: pc.sum(whole[name]).as_py() for name in whole.column_names})
         return publish_rejected(lake, EVENTS, date, suppression, blocks)
 
     landed = Landed(EVENTS)
     for report in map(json.loads, work_on_groups(dealt(spark, dealing), work)):
         if "read" in report:
             landed.read += report["read"]
+            landed.add(OVER_THE_CAP, report[OVER_THE_CAP])
             continue
         if "bucket" not in report:
             _add_rejected(landed, report)
@@ -203,7 +224,11 @@ def _events(
         landed.files += report["files"]
         landed.rewritten += report["rewritten"]
         landed.dates |= {dt.date.fromisoformat(day) for day in report["dates"]}
+        landed.changed |= {dt.date.fromisoformat(day) for day in report["changed"]}
         landed.displaced += report["displaced"]
+        reported.add(report["bucket"])
+    if before is not None:
+        landed.changed |= dates_gone(lake, date, pinned[EVENTS.name], reported)
     return landed
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from feature_jobs.ingest.cap import within_the_cap
 from feature_jobs.ingest.judging import fill_a_pack, judged_blocks
 from feature_jobs.ingest.landed_keys import LandedKeys
 from feature_jobs.ingest.landing import Landing
@@ -20,6 +21,7 @@ from feature_jobs.ingest.rules import Bounds, Columns, judge_events
 from feature_jobs.ingest.sources import Source, input_columns
 from feature_jobs.ingest.values import Reasons
 from feature_jobs.item_versions import ItemVersions
+from feature_jobs.samples_drops import OVER_THE_CAP
 from schemas.shards import stable_key
 from schemas.tables import EVENTS
 
@@ -32,8 +34,8 @@ PACKED = "group int, block binary"
 ROWS_AT_ONCE = 1 << 20
 """Rows that are sorted by bucket together: more make larger blocks, and need more memory."""
 BUCKETS_A_REJECTING_GROUP = 64
-TALLY = pa.schema([pa.field("read", pa.int64())])
-"""Rows that a task read, before they were judged: what became of them must add up to it."""
+TALLY = pa.schema([pa.field("read", pa.int64()), pa.field(OVER_THE_CAP, pa.int64())])
+"""Rows that a task read, before they were judged: what became of them must add up to it. And those that it dropped itself."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,15 @@ class KnownItems:
 
 @dataclass(frozen=True)
 class Dealing:
-    """What a task needs to judge events and deal them to ``buckets`` groups, and rejected rows to ``rejecting`` more."""
+    """What a task needs to judge events and deal them to ``buckets`` groups, and rejected rows to ``rejecting`` more; of a
+    user's day it need not deal more than ``cap`` impressions."""
 
     landing: Landing
     source: Source
     known: KnownItems
     bounds: Bounds
     buckets: int
+    cap: int
 
     @property
     def rejecting(self) -> int:
@@ -65,7 +69,7 @@ class Dealing:
 
     @property
     def tally(self) -> int:
-        """The last group: how many rows were read (TALLY)."""
+        """The last group: how many rows were read, and dropped (TALLY)."""
         return self.buckets + self.rejecting
 
 
@@ -90,27 +94,29 @@ def _deal(dealing: Dealing, number: int) -> Iterator[pa.RecordBatch]:
     rejected: list[pa.Table] = []
     groups = itertools.cycle(range(dealing.buckets, dealing.tally))
     group = next(itertools.islice(groups, number % dealing.rejecting, None))
-    read = 0
+    read = dropped = 0
     for judged in judged_blocks(dealing.landing, EVENTS, dealing.source.tasks[number], rules):
         read += judged.read
         waiting.append(judged.good.select(LANDED.names).cast(LANDED))
         rejected.append(judged.rejected)
         if sum(map(len, waiting)) >= ROWS_AT_ONCE:
-            yield from by_bucket(pa.concat_tables(waiting), dealing.buckets)
-            waiting = []
+            rows, users, over = within_the_cap(pa.concat_tables(waiting), dealing.cap)
+            yield from by_bucket(rows, users, dealing.buckets)
+            waiting, dropped = [], dropped + over
         if fill_a_pack(rejected):
             yield packed(group, pa.concat_tables(rejected))
             rejected, group = [], next(groups)
     if waiting:
-        yield from by_bucket(pa.concat_tables(waiting), dealing.buckets)
+        rows, users, over = within_the_cap(pa.concat_tables(waiting), dealing.cap)
+        yield from by_bucket(rows, users, dealing.buckets)
+        dropped += over
     if any(map(len, rejected)):
         yield packed(group, pa.concat_tables(rejected))
-    yield packed(dealing.tally, pa.table([[read]], schema=TALLY))
+    yield packed(dealing.tally, pa.table([[read], [dropped]], schema=TALLY))
 
 
-def by_bucket(rows: pa.Table, buckets: int) -> Iterator[pa.RecordBatch]:
-    """The rows of each bucket that has some, packed."""
-    users = rows["user_id"].combine_chunks().dictionary_encode()
+def by_bucket(rows: pa.Table, users: pa.DictionaryArray, buckets: int) -> Iterator[pa.RecordBatch]:
+    """The rows of each bucket that has some, packed; ``users`` is their column ``user_id``, encoded."""
     bucket_of = np.array([stable_key(user) % buckets for user in users.dictionary.to_pylist()], np.int32)
     bucket = bucket_of[users.indices.to_numpy()].astype(np.min_scalar_type(buckets))
     order = np.argsort(bucket, kind="stable")

@@ -13,6 +13,7 @@ from onerec.commands.common import (
     SetOption,
     print_dry_run,
     print_report,
+    progress,
 )
 
 
@@ -53,7 +54,10 @@ def ingest(
         print_dry_run("ingest", changes, as_json=as_json)
         return
     opened = settings.open_or_create(lake, config, set_, zone.day_timezone)
-    print_report(job.run(spark_session(master), opened, zone, day).to_json(), as_json=as_json)
+    report = job.run(spark_session(master), opened, zone, day).to_json()
+    if "redelivered" in report:
+        progress(report["redelivered"]["warning"])
+    print_report(report, as_json=as_json)
 
 
 def samples(

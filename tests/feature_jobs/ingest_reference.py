@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 from schemas.config import Config
 from schemas.tables import FEEDBACK
+from tests.feature_jobs.reference_pathways import text_hash
 from tests.lake_rows import user_bucket
 
 IDS = ("impression_id", "request_id", "user_id", "item_id", "session_id")
@@ -29,7 +30,7 @@ class Expected:
     items: set[str]
     events: list[dict[str, Any]] = field(default_factory=list)
     quarantine: dict[dt.date, list[tuple[str, ...]]] = field(default_factory=dict)
-    dropped: dict[dt.date, int] = field(default_factory=dict)
+    dropped: dict[dt.date, dict[str, int]] = field(default_factory=dict)
 
     def ingest(self, date: dt.date, rows: list[Any]) -> None:
         """Take in a landing; a row that is no mapping is a line that is no JSON object."""
@@ -40,6 +41,7 @@ class Expected:
                 bad.append(tuple(sorted(reasons)))
             else:
                 good.append(event)
+        good, over = _within_the_cap(good, self.config.samples.user_day_cap)
         first: dict[tuple[str, str], dict[str, Any]] = {}
         for event in sorted(good, key=_order):
             first.setdefault((event["user_id"], event["impression_id"]), event)
@@ -52,7 +54,23 @@ class Expected:
             if event["landing_date"] != date and not (event["landing_date"] > date and _grain(event) in ours)
         ] + kept
         self.quarantine[date] = bad
-        self.dropped[date] = len(good) - len(kept)
+        self.dropped[date] = {"duplicate": len(good) - len(kept), "over_the_cap": over}
+
+
+def _within_the_cap(events: list[dict[str, Any]], cap: int) -> tuple[list[dict[str, Any]], int]:
+    """Events without those that have as many impressions of their user and day before them, and how many those were."""
+    days: dict[tuple[str, dt.date], dict[tuple[int, int], list[dict[str, Any]]]] = {}
+    for event in events:
+        place = event["ts"], text_hash(event["user_id"], event["impression_id"])
+        days.setdefault((event["user_id"], event["date"]), {}).setdefault(place, []).append(event)
+    kept: list[dict[str, Any]] = []
+    for by_place in days.values():
+        seen: set[str] = set()
+        for _, tied in sorted(by_place.items(), key=lambda entry: entry[0]):
+            if len(seen) < cap:
+                kept += tied
+            seen |= {event["impression_id"] for event in tied}
+    return kept, len(events) - len(kept)
 
 
 def _grain(event: dict[str, Any]) -> tuple[Any, ...]:

@@ -70,7 +70,7 @@ class Bucket:
         others = bucket_files(self.lake, EVENTS, version, pads.field("landing_date") != landing)
         task = BucketTask(self.lake, landing, utc("2026-02-01 00:00:00"), others, suppressed_users(self.lake))
         rows = [_row(date, name) for date, name in sorted(brought)]
-        report = json.loads(publish_bucket(task, 0, pa.Table.from_pylist(rows, schema=LANDED)))
+        report = json.loads(publish_bucket(task, 0, [pa.Table.from_pylist(rows, schema=LANDED)]))
         assert report["dates"] == [str(date) for date in sorted({date for date, _ in brought})]
         assert report["kept"] + sum(report["dropped"].values()) == len(brought)
         live = live_files(self.lake.open_table(EVENTS), EVENTS)["path"].to_pylist()

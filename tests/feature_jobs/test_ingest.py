@@ -226,7 +226,7 @@ def test_a_row_that_is_lost_on_the_way_is_noticed_before_anything_is_published(
     _write(root, "events", [EVENT, EVENT | {"impression_id": "b"}], day=DAY)
     _write(root, "items", [ITEM])
     publish = job.publish_bucket
-    monkeypatch.setattr(job, "publish_bucket", lambda task, bucket, rows: publish(task, bucket, rows.slice(1)))
+    monkeypatch.setattr(job, "publish_bucket", lambda task, bucket, blocks: publish(task, bucket, [next(blocks).slice(1)]))
     with pytest.raises(RuntimeError, match="events: 2 rows in, 1 accounted for"):
         _run(spark, lake, root)
     assert [lake.read(table).num_rows for table in (ITEMS, EVENTS)] == [0, 0]

@@ -25,6 +25,7 @@ CONFIG = Config.model_validate(
     {
         "lake": {"day_timezone": "Asia/Shanghai", "user_buckets": 3},
         "ingest": {"quarantine_limit": 1.0, "max_late_days": 5, "max_play_time_ms": 3_600_000},
+        "samples": {"user_day_cap": 4},
     }
 )
 UGLY: dict[str, list[Any]] = {
@@ -184,7 +185,8 @@ def test_landings_in_order_leave_what_the_reference_says(ingested: Lake, zone: t
     assert _events(ingested) == _expected_events(expected)
     late = [event for event in expected.events if event["date"] < event["landing_date"]]
     assert len(late) > 20, "the rows are meant to include late ones"
-    assert all(expected.dropped[day] > 5 for day in DAYS), "and duplicates"
+    assert all(expected.dropped[day]["duplicate"] > 5 for day in DAYS), "and duplicates"
+    assert all(expected.dropped[day]["over_the_cap"] > 2 for day in DAYS), "and days over the cap"
 
 
 def test_every_row_is_accounted_for(ingested: Lake, zone: tuple[Path, dict[dt.date, list[Any]]]) -> None:
@@ -194,8 +196,8 @@ def test_every_row_is_accounted_for(ingested: Lake, zone: tuple[Path, dict[dt.da
         day = row["date"]
         assert row["rows_in"] == len(zone[1][day])
         assert row["rows_quarantined"] == len(expected.quarantine[day])
-        assert dict(row["rows_dropped"]) == {"duplicate": expected.dropped[day]}
-        assert row["rows_out"] == row["rows_in"] - row["rows_quarantined"] - expected.dropped[day]
+        assert dict(row["rows_dropped"]) == expected.dropped[day]
+        assert row["rows_out"] == row["rows_in"] - row["rows_quarantined"] - sum(expected.dropped[day].values())
     assert sorted(row["date"] for row in runs) == DAYS
 
 

@@ -1,16 +1,14 @@
 """What a step is said to have read is counted apart from what it made of it, so a row that gets lost stops the step."""
 
 import datetime as dt
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
 
-from feature_jobs import forget, pathways, pathways_bucket, samples, samples_bucket
+from feature_jobs import forget, pathways_bucket, samples_bucket
 from feature_jobs.bucket_files import recorded_rows
 from feature_jobs.partition_files import PartitionFile, commit_files, data_schema
 from feature_jobs.pathways_commit import WRITTEN
@@ -18,6 +16,7 @@ from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.tables import DAILY_SAMPLES, EVENTS, FEEDBACK
 from tests.feature_jobs.sample_rows import DAY, impression
+from tests.feature_jobs.without_spark import run_day, run_in_turn
 from tests.lake_rows import write_rows
 
 NEXT = DAY + dt.timedelta(days=1)
@@ -26,15 +25,7 @@ MakeLake = Callable[..., Lake]
 
 @pytest.fixture(autouse=True)
 def _without_spark(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks one after another in this process; no new snapshots of users."""
-
-    def in_turn(_: None, buckets: Sequence[int], work: Callable[[int], Any]) -> list[Any]:
-        return [json.loads(json.dumps(work(bucket))) for bucket in buckets]
-
-    monkeypatch.setattr(samples, "run_by_bucket", in_turn)
-    monkeypatch.setattr(pathways, "run_by_bucket", in_turn)
-    monkeypatch.setattr(pathways, "read_table", lambda *_: None)
-    monkeypatch.setattr(pathways, "dealt", lambda *_: nullcontext(None))
+    run_in_turn(monkeypatch)
 
 
 @pytest.fixture
@@ -47,11 +38,6 @@ def lake(make_lake: MakeLake) -> Lake:
     write_rows(lake, EVENTS, [impression("late", "11:00:00", user_id="new") | {"landing_date": NEXT}])
     write_rows(lake, EVENTS, [impression("next", "11:00:00", user_id="a") | {"date": NEXT, "landing_date": NEXT}])
     return lake
-
-
-def run(lake: Lake, date: dt.date) -> dict[str, Any]:
-    nobody = cast(Any, None)
-    return samples.run_samples(nobody, lake, date)["tables"] | pathways.run_pathways(nobody, lake, date)["tables"]
 
 
 def test_rows_are_counted_by_the_log_and_by_the_footers_of_files_it_has_no_count_of(lake: Lake) -> None:
@@ -76,7 +62,7 @@ def test_rows_are_counted_by_the_log_and_by_the_footers_of_files_it_has_no_count
 
 
 def test_days_balance_with_what_the_logs_say_there_was(lake: Lake) -> None:
-    first, second = run(lake, DAY), run(lake, NEXT)
+    first, second = run_day(lake, DAY), run_day(lake, NEXT)
     assert first["daily_samples"] == _counts(12, 9, over_the_cap=3)
     assert first["history"] == _counts(9, 9)
     assert first["user_state"] == _counts(3, 3)
@@ -97,7 +83,7 @@ def test_samples_that_lose_a_row_publish_nothing(lake: Lake, monkeypatch: pytest
 
     monkeypatch.setattr(samples_bucket, "read_event_slices", less)
     with pytest.raises(RuntimeError, match=r"daily_samples: 12 rows in, 1[01] accounted for"):
-        run(lake, DAY)
+        run_day(lake, DAY)
     assert lake.read(DAILY_SAMPLES).num_rows == 0
     assert not list(lake.local_path(DAILY_SAMPLES.name).rglob("*.parquet"))
 
@@ -109,7 +95,7 @@ def test_pathways_that_lose_a_behaviour_publish_nothing(lake: Lake, monkeypatch:
 
 
 def test_pathways_that_lose_a_user_publish_nothing(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(lake, DAY)
+    run_day(lake, DAY)
     slices = pathways_bucket.state_slices
     monkeypatch.setattr(
         pathways_bucket, "state_slices", lambda *arguments: ((rows.slice(1), last) for rows, last in slices(*arguments))
@@ -120,7 +106,7 @@ def test_pathways_that_lose_a_user_publish_nothing(lake: Lake, monkeypatch: pyte
 def _stopped(lake: Lake, date: dt.date, why: str) -> None:
     before = [lake.table_version(table) for table in WRITTEN]
     with pytest.raises(RuntimeError, match=why):
-        run(lake, date)
+        run_day(lake, date)
     assert [lake.table_version(table) for table in WRITTEN] == before
 
 
