@@ -1,0 +1,102 @@
+"""RQ-KMeans against faiss, scikit-learn and an RQ-VAE: error, entropy and collisions on the same vectors, time to the same error.
+
+Every contestant takes all points, 25 iterations a layer and two threads, and runs in a process of its own; faiss under the
+fastest BLAS kernel that computes right there, ours under whatever the process has. Fit time, encode time and error of ours
+come from one configuration: the defaults.
+
+* The real items' vectors need ``shared/data`` beside the checkout, or ``ONEREC_REAL_DATA``; without it that data set is left out.
+* faiss's ``ResidualQuantizer`` is tried with each train type of the plan; at a million rows with one, since the others take
+  five times as long.
+* The full run needs two free cores for the better part of an hour, most of it the peers' on a million vectors.
+"""
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import finish, options, progress
+from benchmarks.rq_kmeans_data import Dataset, clustered, industrial, published, repeated_share, simulated
+from benchmarks.rq_kmeans_gpu import absent_peers
+from benchmarks.rq_kmeans_kernels import choose_kernel
+from benchmarks.rq_kmeans_quality import PROGRESSIVE, REFINED, TOP_BEAM, Contest, figures_of, score_published, show
+from benchmarks.rq_kmeans_refresh import churn
+from benchmarks.rq_kmeans_speed import Growth, Race, growth
+from benchmarks.rq_kmeans_worker import THREADS
+
+LAYERS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of everything. ``race`` and ``clusters`` are (rows, dim, codes a layer); ``codes`` is of the items' data sets."""
+
+    codes: int
+    items: int
+    clusters: tuple[int, int, int]
+    race: tuple[int, int, int]
+    growth: Growth
+    iterations: int = 25
+    epochs: int = 200
+    large_epochs: int = 40
+    """Most epochs of the RQ-VAE on the items, and on the clustered vectors; ``stopped`` in the tables says if it converged."""
+    rounds: int = 3
+    descriptions: bool = True
+    """Whether the items' descriptions are embedded too; titles alone take a tenth of the time."""
+    large_trainings: tuple[tuple[str, ...], ...] = (TOP_BEAM,)
+
+
+FULL = Plan(256, 12_000, (1_000_000, 128, 256), (100_000, 128, 2048), Growth(25_000, 64, 256))
+QUICK = Plan(64, 1500, (30_000, 64, 64), (20_000, 64, 256), Growth(5_000, 32, 64, (1, 2, 4), 3), epochs=25, descriptions=False)
+
+
+def measure(plan: Plan, seed: int, folder: Path) -> dict[str, Any]:
+    """All figures of the plan; ``folder`` holds the vectors and the children's answers."""
+    sizes = (plan.codes,) * LAYERS
+    rows, dim, codes = plan.race
+    race_data = clustered(folder, rows, dim, (codes,) * LAYERS, seed)
+    (work := folder / "answers").mkdir()
+    environment, kernels = choose_kernel(str(race_data.vectors), work, THREADS)
+
+    rows, dim, codes = plan.clusters
+    large = clustered(folder, rows, dim, (codes,) * LAYERS, seed)
+    items = simulated(folder, plan.items, sizes, seed)
+    datasets: list[Dataset] = [found for found in (industrial(folder, sizes, plan.descriptions), items) if found]
+    contest = Contest(work, environment, plan.iterations, seed, plan.epochs, (PROGRESSIVE, REFINED))
+    tables = {dataset.name: contest.run(dataset) for dataset in datasets}
+    contest = Contest(work, environment, plan.iterations, seed, plan.large_epochs, plan.large_trainings)
+    tables[large.name] = contest.run(large)
+    others = {codes.name: score_published(codes) for codes in published()}
+    for name, metrics in others.items():
+        show("published", name, metrics)
+
+    race = Race(work, race_data, environment, plan.iterations, seed, plan.rounds)
+    return (
+        figures_of(tables)
+        | race.fit()
+        | race.encode()
+        | growth(plan.growth, folder, seed)
+        | churn(items, plan.iterations, seed)
+        | {
+            "kernels": {"faiss": kernels, "ours": next(iter(tables.values()))["ours"]["path"]},
+            "gpu": absent_peers(),
+            "repeated_vectors": {dataset.name: repeated_share(dataset) for dataset in (*datasets, large)},
+            "tables": tables,
+            "published": others,
+        }
+    )
+
+
+def main(plan: Plan | None = None) -> None:
+    """Measure and print."""
+    chosen: argparse.Namespace = options(__doc__ or "")
+    with tempfile.TemporaryDirectory(prefix="rq-kmeans-") as name:
+        figures = measure(plan or (QUICK if chosen.quick else FULL), chosen.seed, Path(name))
+    progress(f"fit_time_ratio {figures['fit_time_ratio']}, encode_time_ratio {figures['encode_time_ratio']}")
+    packages = ["numpy", "scipy", "scikit-learn", "torch", "faiss-cpu", "sentence-transformers"]
+    finish("rq_kmeans", figures, packages, keep=chosen.keep)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Our contestant: one configuration of ``RQKMeans`` for fit time, encode time and error alike."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.rq_kmeans_worker import Answer, Job, timed, with_codebooks
+from tokenization import assignment
+from tokenization.kmeans import Iteration, KMeans
+from tokenization.rq_kmeans import RQKMeans
+
+Floats = npt.NDArray[np.float32]
+
+
+def estimator(job: Job) -> RQKMeans:
+    """The one configuration: the defaults, but for what every contestant is told."""
+    return RQKMeans(
+        n_layers=len(job.sizes), codebook_size=job.sizes, iterations=job.iterations, seed=job.seed, n_threads=job.threads
+    )
+
+
+def path_taken() -> str:
+    """The arithmetic that ``tokenization.assignment`` chose for this processor."""
+    describe: Callable[[], str] | None = getattr(assignment, "assignment_path", None)
+    return str(describe()) if describe else "float32"
+
+
+def fit(vectors: Floats, job: Job) -> Answer:
+    """Fit, then codes by greedy and by beam search (the option ``beam``, where told).
+
+    ``trace`` holds (seconds since the start, layer, iteration, sum of squared errors) of every iteration: the error is that
+    of the centroids which the iteration began with, so each time is a little late, never early.
+    """
+    trace: list[tuple[float, int, int, float]] = []
+    model = estimator(job)
+    started = time.perf_counter()
+
+    def hear(step: Iteration) -> None:
+        trace.append((time.perf_counter() - started, step.layer, step.iteration, step.inertia))
+
+    model.fit(vectors, callback=hear)
+    seconds = time.perf_counter() - started
+    arrays: dict[str, npt.NDArray[Any]] = {"codes": model.encode(vectors)}
+    if "beam" in job.options:
+        arrays["codes_beam"] = model.encode_beam(vectors, job.options["beam"])
+    return Answer({"seconds": seconds, "trace": trace, "path": path_taken()}, with_codebooks(model.codebooks_, **arrays))
+
+
+def encode(vectors: Floats, job: Job) -> Answer:
+    """Greedy codes with the codebooks that the option ``codebooks`` (a .npy file a layer) names; median of three timings."""
+    model = estimator(job)
+    model.codebooks_ = [np.load(path) for path in job.options["codebooks"]]
+    model.n_features_in_ = vectors.shape[1]
+    seconds, codes = timed(lambda: model.encode(vectors))
+    return Answer({"seconds": seconds, "path": path_taken()}, {"codes": codes})
+
+
+def growth(vectors: Floats, job: Job) -> Answer:
+    """Seconds of one layer with all iterations run, median of three."""
+    model = KMeans(job.sizes[0], iterations=job.iterations, seed=job.seed, n_threads=job.threads, tolerance=0.0)
+    seconds, _ = timed(lambda: model.fit(vectors))
+    return Answer({"seconds": seconds})

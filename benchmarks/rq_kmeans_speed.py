@@ -1,0 +1,170 @@
+"""Fit time until the peer's final error, encode time with identical codes, and how cost grows.
+
+All times are of children with two threads, on the same vectors; rounds of all contestants take turns, so that a neighbour's
+load falls on each. Ours is the configuration whose errors ``rq_kmeans_quality`` reports. A ratio is None where ours did not
+come down to the peer's error.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.harness import growth_exponent, progress
+from benchmarks.rq_kmeans_data import Dataset, clustered
+from benchmarks.rq_kmeans_worker import Answer, Job, ask
+from tokenization.vectors import ArrayRows, blocks
+
+FIT_PEERS = {"faiss": "faiss_kmeans", "superkmeans": "superkmeans", "sklearn": "sklearn_kmeans"}
+_BY_FAISS = ("faiss_kmeans", "superkmeans", "faiss_encode")
+_ROUNDING = 1e-6
+"""Errors closer than this share are equal: they are sums of float32 products."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A base of rows, dimension and clusters, and what each is multiplied by in turn."""
+
+    rows: int
+    dim: int
+    clusters: int
+    factors: tuple[float, ...] = (1, 2, 4, 8)
+    iterations: int = 5
+
+
+@dataclass(frozen=True)
+class Race:
+    """Contestants on one data set; ``faiss`` is the environment of faiss's children."""
+
+    folder: Path
+    dataset: Dataset
+    faiss: Mapping[str, str]
+    iterations: int = 25
+    seed: int = 0
+    rounds: int = 3
+
+    def fit(self) -> dict[str, Any]:
+        """fit_time_ratio, and the seconds and errors behind it."""
+        tasks = ("ours", *FIT_PEERS.values())
+        answers: dict[str, list[Answer]] = {task: [] for task in tasks}
+        for number in range(self.rounds):
+            for task in tasks:
+                answers[task].append(self._ask(task))
+                progress(f"fit, round {number + 1}: {task} {answers[task][-1].numbers['seconds']:.2f} s")
+        vectors = np.load(self.dataset.vectors, mmap_mode="r")
+        errors = {task: squared_error(vectors, found[0]) for task, found in answers.items()}
+        seconds = {task: median(found.numbers["seconds"] for found in runs) for task, runs in answers.items()}
+        layers = len(self.dataset.sizes)
+        ratios, until = {}, {}
+        for name, task in FIT_PEERS.items():
+            reached = [seconds_until(found.numbers["trace"], layers, errors[task]) for found in answers["ours"]]
+            times = [time for time in reached if time is not None]
+            until[name] = median(times) if len(times) == len(reached) else None
+            ratios[name] = None if until[name] is None else until[name] / seconds[task]
+            progress(f"fit: ours at the error of {task} after {until[name]} s, {task} {seconds[task]:.2f} s")
+        whole = variance(vectors)
+        return {
+            "fit_time_ratio": ratios,
+            "fit": {
+                "rows": len(vectors),
+                "dim": vectors.shape[1],
+                "sizes": list(self.dataset.sizes),
+                "seconds": seconds,
+                "seconds_until_peers_error": until,
+                "error": {task: error / whole for task, error in errors.items()},
+            },
+        }
+
+    def encode(self) -> dict[str, Any]:
+        """encode_time_ratio with our codebooks, and how many codes differ."""
+        fitted = self._ask("ours")
+        paths = [str(self.folder / f"codebook-{layer}.npy") for layer in range(len(self.dataset.sizes))]
+        for path, codebook in zip(paths, fitted.codebooks, strict=True):
+            np.save(path, codebook)
+        ours, theirs = (self._ask(task, codebooks=paths) for task in ("ours_encode", "faiss_encode"))
+        difference = differences(np.load(self.dataset.vectors, mmap_mode="r"), fitted, ours, theirs)
+        seconds = {"ours": ours.numbers["seconds"], "faiss": theirs.numbers["seconds"]}
+        progress(f"encode: {seconds}; {difference}; path: {ours.numbers['path']}")
+        return {
+            "encode_time_ratio": {"faiss": seconds["ours"] / seconds["faiss"]},
+            "encode": {"seconds": seconds, "path": ours.numbers["path"], **difference},
+        }
+
+    def _ask(self, task: str, **told: Any) -> Answer:
+        job = Job(task, str(self.dataset.vectors), self.dataset.sizes, self.iterations, self.seed, options=told)
+        return ask(job, self.folder, self.faiss if task in _BY_FAISS else None)
+
+
+def growth(plan: Growth, folder: Path, seed: int) -> dict[str, Any]:
+    """Exponent of one layer's cost in rows n, clusters k and dimension d, each varied alone."""
+    seconds: dict[str, dict[int, float]] = {}
+    for name in ("n", "k", "d"):
+        seconds[name] = {}
+        for factor in plan.factors:
+            rows, dim, clusters = (
+                int(base * (factor if name == varied else 1))
+                for varied, base in (("n", plan.rows), ("d", plan.dim), ("k", plan.clusters))
+            )
+            data = clustered(folder, rows, dim, (clusters,), seed)
+            found = ask(Job("ours_growth", str(data.vectors), data.sizes, plan.iterations, seed), folder)
+            seconds[name][{"n": rows, "k": clusters, "d": dim}[name]] = found.numbers["seconds"]
+        progress(f"one layer's seconds by {name}: {seconds[name]}")
+    return {
+        "growth_exponent": {name: growth_exponent(list(by), list(by.values())) for name, by in seconds.items()},
+        "growth_seconds": {name: {str(size): value for size, value in by.items()} for name, by in seconds.items()},
+    }
+
+
+def seconds_until(trace: Sequence[Sequence[float]], layers: int, error: float) -> float | None:
+    """When the sum of squared errors after all layers was first at or below ``error``; None if never.
+
+    Iterations of the last layer count, and the epochs of the refinement of all layers, which go by layer 0.
+    """
+    for seconds, layer, _, inertia in trace:
+        if layer in (0, layers) and inertia <= error * (1 + _ROUNDING):
+            return float(seconds)
+    return None
+
+
+def squared_error(vectors: npt.NDArray[Any], answer: Answer) -> float:
+    """Sum of squared distances between vectors and what the answer's codes stand for."""
+    return sum(float((block.astype(np.float64) ** 2).sum()) for block in _left(vectors, answer.codebooks, answer.arrays["codes"]))
+
+
+def variance(vectors: npt.NDArray[Any]) -> float:
+    """Sum of squared distances from the mean."""
+    mean = np.mean(vectors, axis=0, dtype=np.float64)
+    return sum(float(((block - mean) ** 2).sum()) for _, _, block in blocks(ArrayRows(vectors)))
+
+
+def differences(vectors: npt.NDArray[Any], fitted: Answer, ours: Answer, theirs: Answer) -> dict[str, int]:
+    """Rows whose codes differ, and at how many of these, by float64 at the first layer that differs, each is nearer."""
+    one, other = np.asarray(ours.arrays["codes"]), np.asarray(theirs.arrays["codes"])
+    rows = np.flatnonzero((one != other).any(axis=1))
+    first = (one[rows] != other[rows]).argmax(axis=1)
+    nearer = np.zeros(len(rows), np.int64)
+    for place, (row, layer) in enumerate(zip(rows, first, strict=True)):
+        left = vectors[row].astype(np.float32)
+        for before in range(layer):
+            left = left - fitted.codebooks[before][one[row, before]]
+        book = fitted.codebooks[layer].astype(np.float64)
+        distances = ((left.astype(np.float64) - book[[one[row, layer], other[row, layer]]]) ** 2).sum(axis=1)
+        nearer[place] = np.sign(distances[1] - distances[0])
+    return {
+        "rows": len(one),
+        "different_codes": len(rows),
+        "ours_nearer": int((nearer > 0).sum()),
+        "faiss_nearer": int((nearer < 0).sum()),
+    }
+
+
+def _left(vectors: npt.NDArray[Any], codebooks: Sequence[npt.NDArray[Any]], codes: npt.NDArray[Any]) -> Any:
+    for start, stop, block in blocks(ArrayRows(vectors)):
+        left = block.copy()
+        for layer, codebook in enumerate(codebooks):
+            left -= codebook[codes[start:stop, layer]]
+        yield left
