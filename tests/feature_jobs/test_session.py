@@ -1,6 +1,7 @@
 """What a Spark session costs before any work: jars resolved once, and Python workers that read no archive's directory."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,21 @@ def test_workers_import_pyspark_from_a_folder(spark: Any) -> None:
 
     (path,) = spark.sparkContext.parallelize([0], 1).map(where).collect()
     assert Path(path).is_file()
+
+
+def test_a_worker_keeps_the_memory_that_a_task_has_freed():
+    """In a child, since allocators are told once: a second array of the same size takes no new pages."""
+    code = """
+import resource
+from feature_jobs.python_daemon import keep_freed_memory
+keep_freed_memory()
+import numpy as np, pyarrow as pa
+def faults(work):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+for work in (lambda: np.ones(3 << 20), lambda: pa.array(range(1 << 20), pa.int64()).cast(pa.float64())):
+    first, again = faults(work), faults(work)
+    assert first > 500 and again < first / 10, (first, again)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
