@@ -89,7 +89,7 @@ class SamplesSection(Section):
     """How impressions become samples."""
 
     user_day_cap: Positive = 5000
-    """A user's impressions of a day beyond this (the latest) are dropped and counted: robots."""
+    """A user's impressions of a day beyond this (the latest) are dropped and counted, by ingest and by samples: robots."""
     session_gap_minutes: Positive = 30
     """A longer pause between requests begins a new session, where the source names none."""
     holdout_share: Share = 0.01
