@@ -6,6 +6,7 @@ users a second time. Here the driver reads the Delta logs once, and each task op
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
@@ -54,21 +55,38 @@ class BucketFiles:
     def read_file(self, path: str, schema: pa.Schema) -> pa.Table:
         """One file's rows, as ``read`` gives them."""
         wanted = pa.schema([relaxed(column) for column in schema])
+        with self._opened(path, []) as file:
+            rows = file.read(columns=[name for name in wanted.names if name in file.schema_arrow.names])
+        return self._with_all(path, rows, wanted)
+
+    def batches(self, path: str, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+        """One file's rows with these columns, at most ``rows`` at a time; columns that it lacks as for ``read``. Types are taken
+        as they are given: texts that are dictionary arrays there are never decoded."""
+        with self._opened(path, [column.name for column in schema if pa.types.is_dictionary(column.type)]) as file:
+            present = [name for name in schema.names if name in file.schema_arrow.names]
+            for batch in file.iter_batches(rows, columns=present, use_threads=False):
+                yield self._with_all(path, pa.Table.from_batches([batch]), schema)
+
+    @contextmanager
+    def _opened(self, path: str, dictionaries: Sequence[str]) -> Iterator[pq.ParquetFile]:
         filesystem, root = filesystem_of(self.uri)
         try:
             with filesystem.open_input_file(f"{root}/{path}") as stream:
-                file = pq.ParquetFile(stream)
-                present = [name for name in wanted.names if name in file.schema_arrow.names]
-                rows = file.read(columns=present)
+                yield pq.ParquetFile(stream, read_dictionary=dictionaries)
         except (OSError, pa.ArrowException) as error:
             raise BadInput(
                 f"{root}/{path}: missing or damaged ({first_line(error)}); restore it, or run the step that writes it"
             ) from error
-        for column in wanted:
-            if column.name not in present:
-                value = pa.scalar(self.partitions[path].get(column.name), column.type)
-                rows = rows.append_column(column, pa.repeat(value, len(rows)))
-        return rows.select(wanted.names).cast(wanted)
+
+    def _with_all(self, path: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:
+        """The rows with all columns of the schema: partition columns by the file's partition, others that are absent null."""
+        columns = [
+            rows[column.name].cast(column.type)
+            if column.name in rows.column_names
+            else pa.repeat(pa.scalar(self.partitions[path].get(column.name), column.type), len(rows))
+            for column in schema
+        ]
+        return pa.table(columns, schema=schema)
 
 
 def bucket_files(lake: Lake, table: Table, version: int, where: pads.Expression) -> BucketFiles:

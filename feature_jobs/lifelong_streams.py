@@ -5,11 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from feature_jobs.bucket_files import BucketFiles, relaxed
-from schemas.errors import BadInput
-from schemas.lake import filesystem_of, first_line
 
 
 class UserStream:
@@ -18,10 +15,10 @@ class UserStream:
     A file that is not in user order (a rewrite by another program) is read whole and sorted.
     """
 
-    def __init__(self, files: BucketFiles, bucket: int, path: str, schema: pa.Schema, users_ahead: int) -> None:
+    def __init__(self, files: BucketFiles, path: str, schema: pa.Schema, users_ahead: int) -> None:
         self._ahead = users_ahead
         self._held = pa.schema([relaxed(column) for column in schema]).empty_table()
-        self._rest = self._batches(files, bucket, path, self._held.schema)
+        self._rest = self._batches(files, path, self._held.schema)
         self._ended = False
 
     def fill(self) -> str | None:
@@ -46,33 +43,17 @@ class UserStream:
         else:
             self._held = pa.concat_tables([self._held, batch])
 
-    def _batches(self, files: BucketFiles, bucket: int, path: str, schema: pa.Schema) -> Iterator[pa.Table]:
-        filesystem, root = filesystem_of(files.uri)
-        try:
-            with filesystem.open_input_file(f"{root}/{path}") as stream:
-                file = pq.ParquetFile(stream)
-                users = file.read(columns=["user_id"])["user_id"].combine_chunks()
-                if len(users) > 1 and not pc.all(pc.less_equal(users[:-1], users[1:])).as_py():
-                    yield BucketFiles(files.uri, {bucket: (path,)}, files.partitions).read(bucket, schema).sort_by("user_id")
-                    return
-                present = [name for name in schema.names if name in file.schema_arrow.names]
-                for batch in file.iter_batches(self._ahead, columns=present, use_threads=False):
-                    columns = [
-                        batch[column.name].cast(column.type)
-                        if column.name in present
-                        else pa.repeat(pa.scalar(files.partitions[path].get(column.name), column.type), len(batch))
-                        for column in schema
-                    ]
-                    yield pa.table(columns, schema=schema)
-        except (OSError, pa.ArrowException) as error:
-            raise BadInput(
-                f"{root}/{path}: missing or damaged ({first_line(error)}); restore it, or run the step that writes it"
-            ) from error
+    def _batches(self, files: BucketFiles, path: str, schema: pa.Schema) -> Iterator[pa.Table]:
+        users = files.read_file(path, pa.schema([("user_id", pa.string())]))["user_id"].combine_chunks()
+        if len(users) > 1 and not pc.all(pc.less_equal(users[:-1], users[1:])).as_py():
+            yield files.read_file(path, schema).sort_by("user_id")
+        else:
+            yield from files.batches(path, schema, self._ahead)
 
 
 def user_streams(files: BucketFiles, bucket: int, schema: pa.Schema, users_ahead: int) -> list[UserStream]:
     """A stream for each file of a bucket."""
-    return [UserStream(files, bucket, path, schema, users_ahead) for path in files.paths.get(bucket, ())]
+    return [UserStream(files, path, schema, users_ahead) for path in files.paths.get(bucket, ())]
 
 
 def user_ranges(streams: Sequence[UserStream]) -> Iterator[tuple[str | None, list[pa.Table]]]:

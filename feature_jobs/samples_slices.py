@@ -9,14 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from feature_jobs.bucket_files import BucketFiles, relaxed
 from feature_jobs.samples_arrays import encoded, encoded_users
 from feature_jobs.samples_labels import STATE_COLUMNS
 from feature_jobs.user_state_files import state_slices
-from schemas.errors import BadInput
-from schemas.lake import filesystem_of, first_line
 
 SLICE_ROWS = 2**18
 """Events of a slice, unless one user has more: some 200 bytes a row, several times over."""
@@ -61,7 +58,7 @@ class _UserRows:
         self._place = place
         self._done = 0
         self._schema = pa.schema([relaxed(_as_stored(column)) for column in schema if column.name != "user_id"])
-        self._chunks = _chunks(files, path, self._schema)
+        self._chunks = files.batches(path, self._schema, BATCH_ROWS)
         if (place[1:] < place[:-1]).any():
             order = np.argsort(place, kind="stable")
             self._place = place[order]
@@ -89,30 +86,8 @@ def _as_stored(column: pa.Field) -> pa.Field:
 
 def _users_of(files: BucketFiles, path: str) -> pa.ChunkedArray:
     kind = pa.dictionary(pa.int32(), pa.string())
-    chunks = [chunk["user_id"] for chunk in _chunks(files, path, pa.schema([("user_id", kind)]))]
+    chunks = [chunk["user_id"] for chunk in files.batches(path, pa.schema([("user_id", kind)]), BATCH_ROWS)]
     return pa.chunked_array([part for chunk in chunks for part in chunk.chunks], kind)
-
-
-def _chunks(files: BucketFiles, path: str, schema: pa.Schema) -> Iterator[pa.Table]:
-    """A file's rows, some at a time; partition columns and, as nulls, columns that the file lacks included."""
-    filesystem, root = filesystem_of(files.uri)
-    texts = [column.name for column in schema if pa.types.is_dictionary(column.type)]
-    try:
-        with filesystem.open_input_file(f"{root}/{path}") as stream:
-            file = pq.ParquetFile(stream, read_dictionary=texts)
-            present = [name for name in schema.names if name in file.schema_arrow.names]
-            for batch in file.iter_batches(BATCH_ROWS, columns=present, use_threads=False):
-                columns = [
-                    batch[column.name].cast(column.type)
-                    if column.name in present
-                    else pa.repeat(pa.scalar(files.partitions[path].get(column.name), column.type), len(batch))
-                    for column in schema
-                ]
-                yield pa.table(columns, schema=schema)
-    except (OSError, pa.ArrowException) as error:
-        raise BadInput(
-            f"{root}/{path}: missing or damaged ({first_line(error)}); restore it, or run the step that writes it"
-        ) from error
 
 
 class ActiveState:

@@ -202,7 +202,8 @@ class World:
 
     def ingest(self, *landings: dt.date) -> None:
         for landing in landings:
-            job.run(self.spark, self.lake, open_landing(str(self.zone)), landing)
+            report = job.run(self.spark, self.lake, open_landing(str(self.zone)), landing).extra
+            assert "redelivered" not in report, "what another landing displaced is no change of this one"
 
     def run_day(self, day: dt.date) -> Row:
         run_samples(self.spark, self.lake, day)
