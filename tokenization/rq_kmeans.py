@@ -1,4 +1,8 @@
-"""RQ-KMeans (V1 §2.1): k-means layer by layer on what the layers before left, one global codebook a layer."""
+"""RQ-KMeans (V1 §2.1): k-means layer by layer on what the layers before left, one global codebook a layer.
+
+Then all layers are refined together (``tokenization.refinement``) and, where asked for, clusters are bounded
+(``tokenization.balance``).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +14,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from tokenization import residual
-from tokenization.assignment import Backend
-from tokenization.kmeans import Callback, _validated, cluster
+from tokenization.assignment import Backend, NearestCentroid
+from tokenization.balance import balance_clusters, cap_of
+from tokenization.kmeans import Callback, Clustering, _validated, cluster
+from tokenization.refinement import Refined, refine
 from tokenization.residual import Codes
-from tokenization.vectors import ArrayRows, FloatArray
+from tokenization.residual_start import residual_start
+from tokenization.vectors import ArrayRows, FloatArray, blocks, check_finite
 
 MAX_CODEBOOK_SIZE = 65536
 
@@ -23,11 +30,18 @@ class RQKMeans(TransformerMixin, BaseEstimator):
 
     Parameters: ``n_layers``; ``codebook_size``, one size for all layers or a tuple with one a layer (at most 65,536);
     ``iterations``, ``seed``, ``backend``, ``tolerance``, ``n_init``, ``n_threads`` as in ``KMeans``, for each layer;
-    ``warm_start_codebooks``, a list of arrays (size, dim), to start every layer from a previous version.
+    ``refinements``, at most so many epochs of joint refinement after that (0: none; each costs about as much as an iteration
+    of every layer; three bring most of what there is); ``balance``, None or, for all layers or in a tuple with one a layer,
+    how many times the mean cluster the largest may be (at least 1); ``warm_start_codebooks``, a list of arrays (size, dim),
+    to start from a previous version: all layers are refined together from there, or, with ``refinements=0``, each is
+    clustered anew from its own. Refining keeps more codes, since clustering the first layer alone undoes its refinement.
 
     Attributes: ``codebooks_``, a list of float32 (size, dim); ``codes_`` uint16 (n, n_layers) of the training rows, equal
-    to ``encode`` of them; ``inertia_``, the sum of squared residuals after each layer; ``n_iter_``, iterations by layer.
+    to ``encode`` of them; ``inertia_``, the sum of squared residuals after each layer; ``n_iter_``, iterations by layer;
+    ``n_refinements_``, the epochs that ran.
 
+    With ``balance`` the ``codes_`` respect the bound, ⌈balance · n / size⌉ rows a token, so they may differ from ``encode``,
+    which stays the nearest token: a pure function of a row, that no other row has a say in.
     X may be a memory map larger than memory: residuals are recomputed block by block and never stored.
     """
 
@@ -42,6 +56,8 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         tolerance: float = 1e-5,
         n_init: int = 1,
         n_threads: int | None = None,
+        refinements: int = 3,
+        balance: float | tuple[float | None, ...] | None = None,
         warm_start_codebooks: Sequence[npt.ArrayLike] | None = None,
     ) -> None:
         self.n_layers = n_layers
@@ -52,41 +68,81 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         self.tolerance = tolerance
         self.n_init = n_init
         self.n_threads = n_threads
+        self.refinements = refinements
+        self.balance = balance
         self.warm_start_codebooks = warm_start_codebooks
 
     def fit(self, X: Any, y: Any = None, *, callback: Callback | None = None) -> "RQKMeans":  # noqa: ARG002
-        """Train every layer on X (n, dim); ``callback`` hears of every iteration.
+        """Train on X (n, dim). ``callback`` hears of every iteration of a layer, and of every epoch of refinement as layer 0.
 
         Raises BadVectors (a ValueError) naming rows with NaN or infinity, ValueError for parameters that don't fit.
         """
-        matrix = _validated(self, X, reset=True)
-        sizes = self._sizes()
-        codebooks: list[FloatArray] = []
-        codes = np.empty((len(matrix), self.n_layers), np.uint16)
-        inertia, n_iter = [], []
+        rows = ArrayRows(_validated(self, X, reset=True))
+        sizes, caps = self._sizes(), self._caps(rows.n)
+        joint = self.refinements > 0 and self.n_layers > 1
+        if joint and self.warm_start_codebooks is not None:
+            fitted = Refined([_start(one, rows.dim) for one in self.warm_start_codebooks], np.empty(0, np.uint16), [], 0)
+            self.n_iter_ = [0] * self.n_layers
+        else:
+            fitted = self._fit_layers(rows, sizes, callback)
+        if joint:
+            how: dict[str, Any] = {"backend": self.backend, "n_threads": self.n_threads, "callback": callback}
+            fitted = refine(rows, fitted.codebooks, self.refinements, **how)
+        self.n_refinements_ = fitted.epochs
+        if any(caps):
+            fitted = self._balanced(rows, fitted, caps)
+        self.codebooks_, self.codes_, self.inertia_ = fitted.codebooks, fitted.codes, fitted.inertia
+        return self
+
+    def _fit_layers(self, rows: ArrayRows, sizes: tuple[int, ...], callback: Callback | None) -> Refined:
+        fitted = Refined([], np.empty((rows.n, self.n_layers), np.uint16), [], 0)
+        self.n_iter_ = []
         for layer, size in enumerate(sizes):
-            result = cluster(
-                ResidualRows(ArrayRows(matrix), tuple(codebooks), codes),
+            result = self._fit_layer(ResidualRows(rows, tuple(fitted.codebooks), fitted.codes), size, layer, callback)
+            fitted.codebooks.append(result.centroids)
+            fitted.codes[:, layer] = result.labels
+            fitted.inertia.append(result.inertia)
+            self.n_iter_.append(result.n_iter)
+        return fitted
+
+    def _fit_layer(self, rows: "ResidualRows", size: int, layer: int, callback: Callback | None) -> Clustering:
+        """The best of ``n_init`` starts, or that of a warm start."""
+        warm, best = self.warm_start_codebooks, None
+        for run in range(self.n_init if warm is None and layer else 1):
+            start = warm[layer] if warm is not None else None
+            if warm is None and layer:
+                start = residual_start(rows, size, np.random.default_rng([self.seed + layer, run]))
+            found = cluster(
+                rows,
                 size,
                 iterations=self.iterations,
                 seed=self.seed + layer,
                 backend=self.backend,
-                init=None if self.warm_start_codebooks is None else self.warm_start_codebooks[layer],
+                init=start,
                 tolerance=self.tolerance,
-                n_init=self.n_init,
+                n_init=1 if layer else self.n_init,
                 n_threads=self.n_threads,
                 layer=layer + 1,
                 callback=callback,
             )
-            codebooks.append(result.centroids)
-            codes[:, layer] = result.labels
-            inertia.append(result.inertia)
-            n_iter.append(result.n_iter)
-        self.codebooks_ = codebooks
-        self.codes_ = codes
-        self.inertia_ = inertia
-        self.n_iter_ = n_iter
-        return self
+            best = found if best is None or found.inertia < best.inertia else best
+        assert best is not None
+        return best
+
+    def _balanced(self, rows: ArrayRows, fitted: Refined, caps: list[int | None]) -> Refined:
+        """Each layer's clusters bounded by its cap, on what the bounded layers before it left."""
+        done = Refined([], np.empty_like(fitted.codes), [], fitted.epochs)
+        for layer, (codebook, cap) in enumerate(zip(fitted.codebooks, caps, strict=True)):
+            left = ResidualRows(rows, tuple(done.codebooks), done.codes)
+            if cap is None:
+                done.codebooks.append(codebook)
+                done.codes[:, layer], inertia = _nearest(left, NearestCentroid(codebook, self.backend, self.n_threads))
+            else:
+                clustering = balance_clusters(left, codebook, cap, n_threads=self.n_threads)
+                done.codebooks.append(clustering.centroids)
+                done.codes[:, layer], inertia = clustering.assignment.labels, clustering.assignment.total
+            done.inertia.append(inertia)
+        return done
 
     def encode(self, X: Any) -> Codes:
         """Greedy codes (n, n_layers) uint16 of X (n, dim); the same for a row whatever the rows beside it."""
@@ -128,7 +184,34 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         warm = self.warm_start_codebooks
         if warm is not None and [len(np.asarray(one)) for one in warm] != list(sizes):
             raise ValueError(f"warm_start_codebooks have sizes {[len(np.asarray(one)) for one in warm]}; needs {list(sizes)}")
+        if self.refinements < 0 or self.n_init < 1:
+            raise ValueError(f"refinements {self.refinements}, n_init {self.n_init}: must be at least 0 and at least 1")
         return sizes
+
+    def _caps(self, n: int) -> list[int | None]:
+        """The most rows a token of each layer, None where there is no bound."""
+        balance = self.balance
+        layers = list(balance) if isinstance(balance, (tuple, list)) else [balance] * self.n_layers
+        if len(layers) != self.n_layers:
+            raise ValueError(f"balance {balance!r}: needs one for each of the {self.n_layers} layers")
+        return [None if one is None else cap_of(one, n, size) for one, size in zip(layers, self._sizes(), strict=True)]
+
+
+def _start(codebook: npt.ArrayLike, dim: int) -> FloatArray:
+    start = np.ascontiguousarray(codebook, dtype=np.float32)
+    if start.ndim != 2 or start.shape[1] != dim:
+        raise ValueError(f"warm_start_codebooks: found shape {start.shape}; needs (size, {dim})")
+    check_finite(start)
+    return start
+
+
+def _nearest(rows: "ResidualRows", nearest: NearestCentroid) -> tuple[npt.NDArray[np.int64], float]:
+    """Labels (n,) and the sum of squared distances."""
+    labels, total = np.empty(rows.n, np.int64), 0.0
+    for start, stop, block in blocks(rows):
+        labels[start:stop], distances = nearest(block)
+        total += float(distances.sum())
+    return labels, total
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from tests.tokenization.vector_cases import matrices, matrix, squared_distances
 from tokenization import residual
+from tokenization.kmeans import KMeans
 from tokenization.rq_kmeans import RQKMeans
 from tokenization.vectors import BadVectors
 
@@ -112,17 +113,73 @@ def test_a_memory_map_trains_the_same_codebook(tmp_path):
 
 def test_a_warm_start_from_its_own_codebooks_hardly_moves():
     vectors = matrix("normal", 2000, 8, 0)
-    first = RQKMeans(3, 16, iterations=200, tolerance=0).fit(vectors)
-    again = RQKMeans(3, 16, warm_start_codebooks=first.codebooks_).fit(vectors)
+    first = RQKMeans(3, 16, iterations=200, tolerance=0, refinements=0).fit(vectors)
+    again = RQKMeans(3, 16, refinements=0, warm_start_codebooks=first.codebooks_).fit(vectors)
     cold = RQKMeans(3, 16, seed=1).fit(vectors)
     assert (again.codes_ != first.codes_).any(axis=1).mean() < 0.01
     assert (cold.codes_ != first.codes_).any(axis=1).mean() > 0.5
 
 
-def test_the_callback_names_the_layer():
+def test_a_warm_start_of_refined_codebooks_goes_on_refining_and_fills_dead_tokens():
+    vectors = matrix("normal", 2000, 8, 0)
+    first = RQKMeans(3, 16, refinements=20).fit(vectors)
+    again = RQKMeans(3, 16, refinements=1, warm_start_codebooks=first.codebooks_).fit(vectors)
+    assert again.n_iter_ == [0, 0, 0]
+    assert (again.codes_ != first.codes_).any(axis=1).mean() < 0.1
+    dead = [codebook.copy() for codebook in first.codebooks_]
+    dead[1][3] = 1e4
+    filled = RQKMeans(3, 16, refinements=1, warm_start_codebooks=dead).fit(vectors)
+    assert [len(np.unique(filled.codes_[:, layer])) for layer in range(3)] == [16] * 3
+    with pytest.raises(ValueError, match=r"needs \(size, 8\)"):
+        RQKMeans(2, 2, warm_start_codebooks=[np.zeros((2, 7))] * 2).fit(vectors)
+
+
+def test_the_callback_names_the_layer_and_calls_refinement_layer_0():
     heard = []
-    RQKMeans(2, 4, iterations=2, tolerance=0).fit(matrix("normal", 100, 3, 0), callback=heard.append)
-    assert [(one.layer, one.iteration) for one in heard] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    RQKMeans(2, 4, iterations=2, tolerance=0, refinements=1).fit(matrix("normal", 100, 3, 0), callback=heard.append)
+    assert [(one.layer, one.iteration) for one in heard] == [(1, 1), (1, 2), (2, 1), (2, 2), (0, 1)]
+
+
+def test_residual_layers_use_their_tokens_evenly():
+    """In many dimensions k-means++ seeds alone leave them uneven."""
+    vectors = matrix("normal", 1500, 200, 0)
+    evenly = RQKMeans(2, 32, refinements=0).fit(vectors)
+    left = vectors - evenly.codebooks_[0][evenly.codes_[:, 0]]
+    seeded = KMeans(32, seed=1).fit(left)
+    assert np.bincount(evenly.codes_[:, 1]).max() < 0.7 * np.bincount(seeded.labels_).max()
+    assert evenly.inertia_[1] < seeded.inertia_
+
+
+def test_bounded_layers_keep_to_their_bound_and_encoding_stays_the_nearest():
+    vectors = np.concatenate([matrix("normal", 400, 6, 0), matrix("normal", 400, 6, 1) * np.float32(0.1)])
+    free, bounded = RQKMeans(2, 16).fit(vectors), RQKMeans(2, 16, balance=(1.2, None)).fit(vectors)
+    assert np.bincount(free.codes_[:, 0]).max() > 60
+    assert np.bincount(bounded.codes_[:, 0]).max() <= 60
+    assert (bounded.encode(vectors) == greedy_by_hand(vectors, bounded.codebooks_)).all()
+    error = float(((vectors - bounded.decode(bounded.codes_)) ** 2).sum())
+    np.testing.assert_allclose(bounded.inertia_[-1], error, rtol=1e-4)
+
+
+def test_with_two_layers_a_beam_is_never_worse_than_greedy_and_with_three_it_may_be():
+    worse = {2: 0, 3: 0}
+    for seed in range(30):
+        vectors = matrix("normal", 200, 3, seed)
+        codebooks = [matrix("normal", 6, 3, 100 * seed + layer) for layer in (1, 2, 3)]
+        for layers in worse:
+            some = codebooks[:layers]
+            greedy, beam = residual.encode(vectors, some), residual.encode_beam(vectors, some, 2)
+            one, other = (residual.residual_norms(vectors, codes, some) for codes in (greedy, beam))
+            worse[layers] += int((other > one * (1 + 1e-5)).sum())
+    assert worse[2] == 0
+    assert 0 < worse[3] < 0.1 * 30 * 200
+
+
+def test_a_beam_gives_a_row_the_same_code_in_any_batch():
+    vectors, codebooks = matrix("normal", 300, 24, 0), [matrix("normal", 1100, 24, seed) for seed in (1, 2, 3)]
+    whole = residual.encode_beam(vectors, codebooks, 4)
+    alone = np.concatenate([residual.encode_beam(vectors[row : row + 1], codebooks, 4) for row in range(0, 300, 10)])
+    assert (whole[::10] == alone).all()
+    assert (residual.encode_beam(vectors[::-1], codebooks, 4)[::-1] == whole).all()
 
 
 def test_it_clones_and_transforms():
@@ -137,6 +194,9 @@ def test_it_clones_and_transforms():
     [
         (RQKMeans(3, (4, 4)), "one size for each of the 3 layers"),
         (RQKMeans(1, 65537), "between 1 and 65536"),
+        (RQKMeans(2, 4, refinements=-1), "at least 0"),
+        (RQKMeans(2, 4, balance=(1.5,)), "one for each of the 2 layers"),
+        (RQKMeans(2, 4, balance=0.5), "balance 0.5: must be at least 1"),
         (RQKMeans(2, 4, warm_start_codebooks=[np.zeros((4, 3)), np.zeros((5, 3))]), r"sizes \[4, 5\]; needs \[4, 4\]"),
     ],
 )

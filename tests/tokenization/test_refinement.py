@@ -1,0 +1,92 @@
+"""Joint refinement of the layers, against direct computation."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
+
+from tests.tokenization.vector_cases import KINDS, matrices, matrix
+from tokenization import residual, vectors
+from tokenization.refinement import refine, refitted
+from tokenization.rq_kmeans import RQKMeans
+from tokenization.vectors import ArrayRows
+
+
+def error(rows: np.ndarray, codebooks: list[np.ndarray], codes: np.ndarray) -> float:
+    summed = sum(codebook.astype(np.float64)[codes[:, layer]] for layer, codebook in enumerate(codebooks))
+    return float(((rows.astype(np.float64) - summed) ** 2).sum())
+
+
+def sums_by_token(rows: np.ndarray, codes: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+    sums = [np.zeros((size, rows.shape[1])) for size in sizes]
+    for layer, total in enumerate(sums):
+        np.add.at(total, codes[:, layer], rows.astype(np.float64))
+    return sums
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    rows=st.integers(1, 40),
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    seed=st.integers(0, 999),
+)
+def test_each_layer_moves_to_the_mean_of_what_the_others_leave(kind, rows, sizes, seed):
+    some, random = matrix(kind, rows, 4, seed), np.random.default_rng(seed)
+    codebooks = [matrix(kind, size, 4, seed + size) for size in sizes]
+    codes = np.stack([random.integers(0, size, rows) for size in sizes], axis=1).astype(np.uint16)
+    moved = refitted(codebooks, codes, sums_by_token(some, codes, sizes))
+    expected = [codebook.astype(np.float64) for codebook in codebooks]
+    for layer in range(len(sizes)):
+        others = sum(expected[other][codes[:, other]] for other in range(len(sizes)) if other != layer)
+        for token in np.unique(codes[:, layer]):
+            expected[layer][token] = (some.astype(np.float64) - others)[codes[:, layer] == token].mean(axis=0)
+    scale = float(np.abs(np.concatenate([some, *codebooks])).max())
+    for one, other in zip(moved, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * scale)
+    assert error(some, moved, codes) <= error(some, codebooks, codes) * (1 + 1e-5) + 1e-9 * scale**2
+
+
+@settings(max_examples=25, deadline=None)
+@given(some=matrices(most_rows=40, most_columns=5), sizes=st.lists(st.integers(1, 8), min_size=2, max_size=3))
+def test_refinement_is_never_worse_and_its_codes_are_those_of_encode(some, sizes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        greedy = RQKMeans(len(sizes), tuple(sizes), refinements=0).fit(some)
+    refined = refine(ArrayRows(some), greedy.codebooks_, 4)
+    assert (refined.codes == residual.encode(some, refined.codebooks)).all()
+    assert refined.inertia[-1] <= greedy.inertia_[-1] * (1 + 1e-9)
+    for layer in range(len(sizes)):
+        assert len(np.unique(refined.codes[:, layer])) >= len(np.unique(greedy.codes_[:, layer]))
+
+
+@pytest.mark.parametrize("dim", [8, 64])
+def test_it_lowers_the_error_of_greedy_codes(dim):
+    some = matrix("normal", 3000, dim, 0)
+    greedy = RQKMeans(3, 32, refinements=0).fit(some)
+    refined = refine(ArrayRows(some), greedy.codebooks_, 10)
+    assert refined.inertia[-1] < 0.996 * greedy.inertia_[-1]
+    assert [len(np.unique(refined.codes[:, layer])) for layer in range(3)] == [32] * 3
+    for depth in (1, 2, 3):
+        expected = error(some, refined.codebooks[:depth], refined.codes)
+        np.testing.assert_allclose(refined.inertia[depth - 1], expected, rtol=1e-5)
+
+
+def test_it_reads_block_by_block(monkeypatch):
+    some = matrix("normal", 900, 6, 0)
+    codebooks = RQKMeans(2, 12, refinements=0).fit(some).codebooks_
+    whole = refine(ArrayRows(some), codebooks, 3)
+    monkeypatch.setattr(vectors, "_BLOCK_VALUES", 6 * 100)
+    pieces = refine(ArrayRows(some), codebooks, 3)
+    assert (whole.codes == pieces.codes).mean() > 0.99
+    np.testing.assert_allclose(whole.inertia, pieces.inertia, rtol=1e-4)
+
+
+def test_it_stops_once_three_epochs_gain_too_little():
+    some = matrix("normal", 500, 4, 0)
+    codebooks = RQKMeans(2, 8, refinements=0).fit(some).codebooks_
+    assert refine(ArrayRows(some), codebooks, 50, tolerance=1.0).epochs == 3
+    assert 3 < refine(ArrayRows(some), codebooks, 200).epochs < 200
