@@ -177,3 +177,19 @@ def quantise_rows(matrix: Any, codes: Any, scales: Any, errors: Any, lengths: An
         scales[row] = scale
         errors[row] = np.sqrt(left) * (1 + 1e-9)
         lengths[row] = np.sqrt(length) * (1 + 1e-9)
+
+
+@_compiled({"reassoc", "contract"})
+def nearest_listed(block: Any, centroids: Any, listed: Any, labels: Any) -> None:
+    """Label of each row: the nearest of the centroids ``listed`` (n, most) for it, by float64 (ties: the lowest index)."""
+    rows, dim = block.shape
+    for row in range(rows):
+        nearest = np.inf
+        for place in range(listed.shape[1]):
+            centroid = np.int64(listed[row, place])
+            distance = 0.0
+            for column in range(dim):
+                difference = np.float64(block[row, column]) - np.float64(centroids[centroid, column])
+                distance += difference * difference
+            if distance < nearest or (distance == nearest and centroid < labels[row]):
+                nearest, labels[row] = distance, centroid
