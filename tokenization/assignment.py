@@ -16,7 +16,6 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from tokenization import arithmetic
-from tokenization.arithmetic import Arithmetic
 from tokenization.vectors import FloatArray
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ _ROWS = 512
 _WIDE_SCORES = 2**22
 _THREADED_PRODUCTS = 2**26
 """Below so many products threads cost more than they save."""
+_WORTH_INTEGERS = 2**32
 _SAFE = (1e-12, 1e12)
 """Norms whose squares and products neither overflow nor lose bits to underflow in float32."""
 
@@ -52,16 +52,18 @@ class NearestCentroid:
         self._squares = np.einsum("ij,ij->i", self._wide, self._wide)
         self._largest = float(np.sqrt(self._squares.max()))
         self._threads = threads or len(os.sched_getaffinity(0))
-        self._find = _finder(backend, self._distinct, self._squares) if _SAFE[0] < self._largest < _SAFE[1] else None
+        self._backend = backend
+        self._finders: dict[str, Finder] = {}
 
     def __call__(self, vectors: FloatArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Labels (n,) int64 and squared distances (n,) float64 of float32 vectors (n, dim)."""
         block = np.ascontiguousarray(vectors, dtype=np.float32)
+        find = self._finder(block.size * len(self._distinct))
         labels, distances = np.empty(len(block), np.int64), np.empty(len(block))
 
         def assign(start: int) -> None:
             rows = slice(start, start + _ROWS)
-            self._assign(block[rows], labels[rows], distances[rows])
+            self._assign(find, block[rows], labels[rows], distances[rows])
 
         starts = range(0, len(block), _ROWS)
         threads = min(self._threads, len(starts))
@@ -74,14 +76,29 @@ class NearestCentroid:
                 list(pool.map(assign, starts))
         return self._first[labels], distances
 
-    def _assign(self, block: FloatArray, labels: npt.NDArray[np.int64], distances: npt.NDArray[np.float64]) -> None:
+    def _finder(self, products: int) -> "Finder | None":
+        """What scores that many products; None where float32 cannot hold them."""
+        if not _SAFE[0] < self._largest < _SAFE[1]:
+            return None
+        kind: str = self._backend
+        if kind == "auto":  # small work is not worth PyTorch's import
+            kind = arithmetic.fastest() if products >= _WORTH_INTEGERS else "float32"
+        if kind not in self._finders:
+            from tokenization import candidates
+
+            self._finders[kind] = candidates.FINDERS[kind](self._distinct, self._squares)
+        return self._finders[kind]
+
+    def _assign(
+        self, find: "Finder | None", block: FloatArray, labels: npt.NDArray[np.int64], distances: npt.NDArray[np.float64]
+    ) -> None:
         """Fill in labels (of distinct centroids) and distances of some rows."""
         from tokenization.nearest_kernels import decide
 
         norms = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
         low, high = _SAFE
-        if self._find and ((norms > low) & (norms < high)).all():
-            found = self._find(block, norms)
+        if find and ((norms > low) & (norms < high)).all():
+            found = find(block, norms)
             decide(block, self._distinct, found.limits, found.kept, found.scores, found.counts, labels, distances)
             left = np.flatnonzero(labels < 0)
         else:
@@ -115,16 +132,3 @@ def _first_of_equal_rows(matrix: FloatArray) -> npt.NDArray[np.int64]:
     whole = np.ascontiguousarray(matrix + np.float32(0))  # −0 and 0 become the same bytes
     keys = whole.view(np.dtype((np.void, whole.shape[1] * whole.itemsize)))[:, 0]
     return np.sort(np.unique(keys, return_index=True)[1]).astype(np.int64)
-
-
-def _finder(backend: Backend, centroids: FloatArray, squares: npt.NDArray[np.float64]) -> "Finder":
-    from tokenization import candidates
-
-    kind: Arithmetic | Backend = arithmetic.fastest() if backend == "auto" else backend
-    if kind == "float32":
-        return candidates.Float32Finder(centroids, squares)
-    if kind == "int8":
-        return candidates.Int8Finder(centroids, squares)
-    if kind == "torch":
-        return candidates.TorchFinder(centroids, squares)
-    return candidates.FaissFinder(centroids, squares)

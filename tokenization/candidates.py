@@ -4,6 +4,7 @@ Every finder gives a superset of the nearest centroids; ``tokenization.assignmen
 finders lead to the same labels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -189,3 +190,12 @@ def _up(values: Any) -> FloatArray:
     rounded = np.asarray(values).astype(np.float32)
     larger: FloatArray = np.where(rounded < values, np.nextafter(rounded, np.float32(np.inf)), rounded)
     return larger
+
+
+FINDERS: dict[str, Callable[[FloatArray, npt.NDArray[np.float64]], Finder]] = {
+    "float32": Float32Finder,
+    "int8": Int8Finder,
+    "torch": TorchFinder,
+    "faiss": FaissFinder,
+}
+"""By the backend's name; each is made of centroids (k, dim) and their squared norms (k,)."""

@@ -28,7 +28,7 @@ class Shortlists:
     """Each row's LISTED nearest centroids, nearest first, (n, LISTED) uint16 or uint32; filled by ``compare_all``."""
 
     threads: int | None = None
-    _listed: npt.NDArray[np.unsignedinteger] = field(default_factory=lambda: np.empty((0, LISTED), np.uint16))  # type: ignore[type-arg]
+    _listed: npt.NDArray[np.unsignedinteger] = field(default_factory=lambda: np.empty((0, LISTED), np.uint16))
 
     def compare_all(self, rows: Rows, centroids: FloatArray, visit: Visit) -> None:
         """Label rows by all centroids (k, dim), k at least LISTED, and note the nearest ones."""
