@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import BadInput
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 FloatArray = npt.NDArray[np.float32]
 _BLOCK_VALUES = 2**22
 _ROWS_NAMED = 5
+_ROWS_AVERAGED = 1024
 
 
 class BadVectors(BadInput, ValueError):
@@ -73,6 +77,54 @@ class ArrayRows:
     def take(self, indices: npt.NDArray[np.int64]) -> FloatArray:
         """The rows at ``indices`` in float32."""
         return to_float32(self.matrix[indices])
+
+
+class ArrowRows:
+    """Rows of an Arrow column of fixed-size lists (float16, float32 or float64), read where they lie.
+
+    A column of an IPC file that was opened through ``pyarrow.memory_map`` is therefore never loaded whole. Raises BadVectors
+    for another type and for nulls.
+    """
+
+    def __init__(self, column: "pa.ChunkedArray | pa.FixedSizeListArray") -> None:
+        import pyarrow as pa
+
+        kind = column.type
+        if not pa.types.is_fixed_size_list(kind) or not pa.types.is_floating(kind.value_type) or not kind.list_size:
+            raise BadVectors(f"vectors: found an Arrow column of {kind}; cast it to fixed_size_list<float>[dim]")
+        chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+        self._pieces = [_arrow_matrix(chunk) for chunk in chunks if len(chunk)]
+        self._ends = np.cumsum([len(piece) for piece in self._pieces], dtype=np.int64)
+        self.n = int(self._ends[-1]) if self._pieces else 0
+        self.dim = int(kind.list_size)
+
+    def block(self, start: int, stop: int) -> FloatArray:
+        """Rows ``start`` to ``stop`` in float32."""
+        found = [np.zeros((0, self.dim), np.float32)]
+        for piece, end in zip(self._pieces, self._ends.tolist(), strict=True):
+            first = end - len(piece)
+            if first < stop and start < end:
+                found.append(to_float32(piece[max(start - first, 0) : stop - first]))
+        return found[1] if len(found) == 2 else np.concatenate(found)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> FloatArray:
+        """The rows at ``indices`` in float32."""
+        taken = np.empty((len(indices), self.dim), np.float32)
+        places = np.searchsorted(self._ends, indices, side="right")
+        for place in np.unique(places).tolist():
+            wanted = places == place
+            piece = self._pieces[place]
+            taken[wanted] = to_float32(piece[indices[wanted] - (self._ends[place] - len(piece))])
+        return taken
+
+
+def _arrow_matrix(chunk: "pa.FixedSizeListArray") -> npt.NDArray[Any]:
+    """The values of a chunk as a matrix, without a copy."""
+    values = chunk.flatten() if not chunk.null_count else None
+    if values is None or values.null_count:
+        raise BadVectors("vectors: the Arrow column holds nulls; remove these rows")
+    matrix: npt.NDArray[Any] = values.to_numpy(zero_copy_only=True).reshape(len(chunk), -1)
+    return matrix
 
 
 @dataclass(frozen=True)
@@ -144,16 +196,33 @@ def check_finite(block: FloatArray, first_row: int = 0) -> None:
         raise BadVectors(f"vectors: NaN or infinity (in float32) in row {named}{more}; remove or mend these rows")
 
 
-def scaled(rows: Rows) -> ScaledRows:
-    """Scan rows once: check them (BadVectors names bad ones) and find the shift and scale."""
-    total = np.zeros(rows.dim)
-    low, high = np.full(rows.dim, np.inf), np.full(rows.dim, -np.inf)
-    for start, _, block in blocks(rows):
-        check_finite(block, start)
-        total += block.sum(axis=0, dtype=np.float64)
-        low, high = np.minimum(low, block.min(axis=0)), np.maximum(high, block.max(axis=0))
-    mean = total / rows.n
-    spread = float(np.maximum(high - mean, mean - low).max())
+@dataclass(frozen=True)
+class Extent:
+    """Smallest and largest value of each column, (dim,) float32; extents merge in any order."""
+
+    low: FloatArray
+    high: FloatArray
+
+    @classmethod
+    def of(cls, rows: Rows, first_row: int = 0) -> "Extent":
+        """Scan rows once. Raises BadVectors naming those that are not finite, counted from ``first_row``."""
+        extent = cls(np.full(rows.dim, np.inf, np.float32), np.full(rows.dim, -np.inf, np.float32))
+        for start, _, block in blocks(rows):
+            check_finite(block, first_row + start)
+            extent = extent.merge(cls(block.min(axis=0), block.max(axis=0)))
+        return extent
+
+    def merge(self, other: "Extent") -> "Extent":
+        """That of both sets of rows."""
+        return Extent(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+
+
+def scaled(rows: Rows, extent: Extent) -> ScaledRows:
+    """Rows in scaled units. The shift is the mean of a thousand evenly spaced rows: a mean of all would depend on the order
+    in which parts of the rows are summed."""
+    count = min(rows.n, _ROWS_AVERAGED)
+    mean = rows.take(np.arange(count, dtype=np.int64) * rows.n // count).mean(axis=0, dtype=np.float64)
+    spread = float(np.maximum(extent.high - mean, mean - extent.low).max())
     scale = 2.0 ** -np.floor(np.log2(spread)) if spread > 0 else 1.0
     # an offset that dwarfs the spread must not overflow once scaled
     largest = float(np.abs(mean).max())

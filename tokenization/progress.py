@@ -1,0 +1,23 @@
+"""A progress bar for training, as a callback."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from tokenization.lloyd import Callback, Iteration
+
+
+@contextmanager
+def progress_bar(iterations: int, layers: int = 1, *, enabled: bool = True) -> Iterator[Callback | None]:
+    """A bar on standard error over ``layers`` × ``iterations`` at most; None where it is not ``enabled``."""
+    if not enabled:
+        yield None
+        return
+    with tqdm(total=iterations * layers, desc="k-means", unit="iteration", leave=False) as bar:
+
+        def tell(done: Iteration) -> None:
+            bar.n = (done.layer - 1) * iterations + done.iteration
+            bar.set_postfix_str(f"layer {done.layer}, inertia {done.inertia:.6g}")
+
+        yield tell
