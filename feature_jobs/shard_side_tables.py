@@ -52,7 +52,10 @@ def token_table(tokens: pa.Table, sizes: list[int], where: str) -> pa.Table:
     values = pc.list_flatten(tokens["tokens"].combine_chunks()).to_numpy(zero_copy_only=False)
     fits = pc.all(pc.equal(lengths, len(sizes)), min_count=0).as_py()
     if not fits or ((values.reshape(-1, len(sizes)) < 0) | (values.reshape(-1, len(sizes)) >= sizes)).any():
-        raise BadInput(f"{where}: an item's tokens do not fit the codebook's sizes {sizes}; run `onerec tokenize` again")
+        raise BadInput(
+            f"{where}: an item's tokens do not fit the token set's sizes {sizes}; run `onerec tokenize` and "
+            "`onerec publish tokens` again"
+        )
     table = pa.table(
         [item_keys(tokens["item_id"]), tokens["tokens"].cast(pa.list_(pa.int32())), tokens["rank"]], schema=TOKEN_TABLE
     )

@@ -180,8 +180,9 @@ def _tokens(lake: Lake, root: Path, step: StepRun) -> dict[str, Any]:
     registry = Registry.of(lake)
     if registry.latest("token_set") is None:
         raise BadInput(f"{registry.root}: no token set is published; run `onerec tokenize`, then `onerec publish tokens`")
-    codebook_version = registry.load("token_set").metadata["codebook_version"]
-    sizes = [int(size) for size in registry.load("codebook", codebook_version).metadata["sizes"]]
+    token_set = registry.load("token_set").metadata
+    codebook_version = token_set["codebook_version"]
+    sizes = [int(size) for size in token_set["codebook_sizes"]]  # a suffix's too, which the codebook does not know
     entry = write_tokens(lake, root, step.reads(lake, ITEM_TOKENS), codebook_version, sizes)
     return {"codebook_version": codebook_version, "codebook_sizes": sizes, "tokens": entry}
 

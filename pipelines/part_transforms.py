@@ -6,6 +6,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.work import WorkFolder, read_part
 from schemas.registry import Registry
@@ -13,6 +14,7 @@ from tokenization.codebook import load_codebook
 from tokenization.encoders.base import KINDS
 from tokenization.fusion_model import load_fusion
 from tokenization.modalities import by_kind, presence, vector_matrix
+from tokenization.spilling import spill
 
 FUSED = pa.schema(
     [
@@ -30,6 +32,19 @@ CODED = pa.schema(
         ("residual_norm", pa.float32()),
     ]
 )
+
+SPILL = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("tokens", pa.list_(pa.int32())),
+        ("residual_norm", pa.float32()),
+        ("vector", pa.list_(pa.float32())),
+        ("held", pa.int32()),
+    ]
+)
+"""Items that leave their codes (``row`` stands for the item, in the order of the ids), and, where ``row`` is null, codes that
+``held`` other items have. A part holds whole prefixes."""
+SPILLED = pa.schema([("row", pa.int64()), ("tokens", pa.list_(pa.int32())), ("residual_norm", pa.float32())])
 
 
 def map_parts(pipeline: Any, parts: list[str], work: beam.DoFn) -> None:
@@ -82,10 +97,48 @@ class EncodePart(beam.DoFn):
         columns = [
             rows["item_id"],
             rows["content_hash"],
-            _lists(codes.astype(np.int32), pa.int32()),
+            int_lists(codes),
             pa.array(norms, pa.float32()),
         ]
         self._work.write_part("coded", pa.table(columns, schema=CODED))
+
+
+class SpillPart(beam.DoFn):
+    """Writes SPILLED rows, stage ``spilled``, for a part of SPILL rows: each item's new code, or its old one."""
+
+    def __init__(self, registry: Path, version: str, work: WorkFolder, cap: int, max_error: float | None) -> None:
+        self._registry = registry
+        self._version = version
+        self._work = work
+        self._cap = cap
+        self._max_error = max_error
+
+    def setup(self) -> None:
+        """Load the codebook, once a worker."""
+        self._codebook = load_codebook(Registry(self._registry), self._version)
+
+    def process(self, part: str) -> None:
+        """Give the items of one part their codes."""
+        rows = read_part(part)
+        leaving, held = rows.filter(pc.is_valid(rows["row"])), rows.filter(pc.is_null(rows["row"]))
+        vectors = vector_matrix(leaving["vector"], self._codebook.dim)
+        numbers, norms = leaving["row"].to_numpy(), leaving["residual_norm"].to_numpy()
+        codes = spill(
+            vectors,
+            *(self._codes(leaving), numbers, norms, self._codebook.codebooks),
+            *(self._codes(held), held["held"].to_numpy(), self._cap, self._max_error),
+        )
+        found = self._codebook.residual_norms(vectors, codes)
+        self._work.write_part("spilled", pa.table([leaving["row"], int_lists(codes), pa.array(found)], schema=SPILLED))
+
+    def _codes(self, rows: pa.Table) -> np.ndarray:
+        codes: np.ndarray = pc.list_flatten(rows["tokens"]).to_numpy().reshape(-1, len(self._codebook.sizes))
+        return codes
+
+
+def int_lists(matrix: np.ndarray) -> pa.Array:
+    """The rows of a matrix of whole numbers (n, width) as Arrow lists of int32."""
+    return _lists(matrix.astype(np.int32), pa.int32())
 
 
 def _lists(matrix: np.ndarray, kind: pa.DataType) -> pa.Array:

@@ -1,21 +1,26 @@
 """``onerec tokenize``: tokens of every fused vector, by a frozen codebook.
 
-Incremental: only items whose fused vector is new or changed are encoded; ranks inside a collision are recomputed over all
-items of the codebook, so the partition equals what a run from nothing writes. It is replaced in one commit.
+Incremental: only items whose fused vector is new or changed are encoded; the others keep their tokens. Ranks inside a collision
+are recomputed over all items of the codebook. With ``codebook.collisions: keep`` the partition equals what a run from nothing
+writes; with the other policies, items that came earlier keep the places that they got (docs/decisions/collisions.md). The
+partition is replaced in one commit.
 """
 
 import datetime as dt
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 from deltalake import write_deltalake
 
 from pipelines import versions
+from pipelines.code_collisions import Array, CodedItems, in_words, resolve, spill_parts, take_spilled
 from pipelines.fused_inputs import quoted
+from pipelines.part_transforms import CODED, SPILLED, EncodePart, SpillPart, int_lists, map_parts
 from pipelines.runner import LOCAL, open_pipeline
 from pipelines.work import count, execute, query_engine, work_folder
 from schemas.errors import BadInput
@@ -23,7 +28,7 @@ from schemas.lake import Lake
 from schemas.registry import Registry
 from schemas.runs import TableCounts, step_run
 from schemas.tables import ITEM_TOKENS, ITEM_VECTORS
-from tokenization.codebook import load_codebook
+from tokenization.codebook import Codebook, load_codebook
 from tokenization.collisions import rank_within_code
 
 STEP = "tokenize"
@@ -35,79 +40,120 @@ def run(
     *,
     codebook_version: str | None = None,
     refresh: bool = False,
+    retokenise: bool = False,
     runner: str = LOCAL,
     options: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Tokenise every item that has a fused vector of the codebook's fusion version. Returns the step's report.
 
-    Without ``codebook_version`` that of the live token set; with ``refresh``, or before the first token set, the newest. An
-    item that was deleted since keeps its tokens (histories refer to it); the trie leaves it out. ``date`` only names the
-    run. Raises BadInput without a codebook, or without fused vectors for it.
+    Without ``codebook_version`` that of the live token set; with ``refresh``, or before the first token set, the newest.
+    ``retokenise`` encodes every item, also those that have tokens. An item that was deleted since keeps its tokens (histories
+    refer to it); the trie leaves it out. ``date`` only names the run. Raises BadInput without a codebook, without fused vectors
+    for it, or where items have another number of tokens than ``codebook.collisions`` gives; GateFailed where a code has more
+    items than suffixes.
     """
     registry = Registry.of(lake)
     with step_run(lake, STEP, date) as step:
         version = versions.codebook_version(registry, codebook_version, refresh=refresh)
         # Loaded here too, so that a damaged codebook is one line and not a worker's trace.
-        fusion = load_codebook(registry, version).metadata["fusion_version"]
+        codebook = load_codebook(registry, version)
         pinned = step.reads(lake, ITEM_VECTORS), step.reads(lake, ITEM_TOKENS)
-        counts, encoded = _tokenize(lake, pinned, registry, version, fusion, runner, options)
+        task = _Tokenizing(lake, registry, codebook, retokenise, runner, options)
+        counts, encoded, figures = task.run(pinned)
         step.table(ITEM_TOKENS, counts)
-        step.extra |= {"codebook_version": version, "fusion_version": fusion, "encoded": encoded}
+        step.remark = in_words(figures)
+        step.extra |= {"codebook_version": version, "fusion_version": task.fusion, "encoded": encoded, "collisions": figures}
     return step.to_json()
 
 
-def _tokenize(
-    lake: Lake,
-    pinned: tuple[int, int],
-    registry: Registry,
-    version: str,
-    fusion: str,
-    runner: str,
-    options: Sequence[str],
-) -> tuple[TableCounts, int]:
-    """Bring one codebook's partition up to date; returns its accounting and how many items were encoded."""
-    from pipelines.part_transforms import CODED, EncodePart, map_parts
+@dataclass(frozen=True)
+class _Tokenizing:
+    """Brings one codebook's partition up to date."""
 
-    with work_folder(lake, STEP) as work, query_engine() as connection:
-        connection.register("vectors", lake.dataset(ITEM_VECTORS, pinned[0]))
-        connection.register("all_tokens", lake.dataset(ITEM_TOKENS, pinned[1]))
-        fused = f"(SELECT item_id, content_hash, vector FROM vectors WHERE kind = 'fused' AND source = {quoted(fusion)})"
-        total = count(connection, f"SELECT count(*) FROM {fused}")
-        if not total:
-            raise BadInput(
-                f"{lake.table_uri(ITEM_VECTORS)}: no fused vector of fusion {fusion}, which codebook {version} quantises; "
-                f"run `onerec fuse --fusion-version {fusion}` first"
-            )
-        execute(connection, f"CREATE TEMP TABLE present AS SELECT * FROM all_tokens WHERE codebook_version = {quoted(version)}")
-        wanted = f"SELECT * FROM {fused} ANTI JOIN present USING (item_id, content_hash) ORDER BY item_id"
-        parts = work.write_parts("vectors", connection.sql(wanted).to_arrow_reader())
-        kept = connection.sql(
-            f"SELECT item_id, content_hash, tokens, residual_norm FROM present SEMI JOIN {fused} USING (item_id, content_hash)"
-        ).to_arrow_table()
-        present = count(connection, "SELECT count(*) FROM present")
+    lake: Lake
+    registry: Registry
+    codebook: Codebook
+    retokenise: bool
+    runner: str
+    options: Sequence[str]
+
+    @property
+    def fusion(self) -> str:
+        """The fusion version whose vectors the codebook quantises."""
+        return str(self.codebook.metadata["fusion_version"])
+
+    def run(self, pinned: tuple[int, int]) -> tuple[TableCounts, int, dict[str, Any]]:
+        """Tokenise from versions of ITEM_VECTORS and ITEM_TOKENS: accounting, items encoded, figures of collisions."""
+        lake, version, section = self.lake, self.codebook.version, self.lake.config.codebook
+        where = f"{lake.table_uri(ITEM_TOKENS)}, codebook {version}"
+        with work_folder(lake, STEP) as work, query_engine() as connection:
+            connection.register("vectors", lake.dataset(ITEM_VECTORS, pinned[0]))
+            connection.register("all_tokens", lake.dataset(ITEM_TOKENS, pinned[1]))
+            fused = f"(SELECT item_id, content_hash, vector FROM vectors WHERE kind = 'fused' AND source = {quoted(self.fusion)})"
+            total = count(connection, f"SELECT count(*) FROM {fused}")
+            if not total:
+                raise BadInput(
+                    f"{lake.table_uri(ITEM_VECTORS)}: no fused vector of fusion {self.fusion}, which codebook {version} "
+                    f"quantises; run `onerec fuse --fusion-version {self.fusion}` first"
+                )
+            present = self._create_present(connection)
+            kept = connection.sql(
+                "SELECT item_id, content_hash, tokens, residual_norm FROM present "
+                f"SEMI JOIN {fused} USING (item_id, content_hash)"
+            ).to_arrow_table()
+            wanted = f"SELECT * FROM {fused} ANTI JOIN present USING (item_id, content_hash) ORDER BY item_id"
+            parts = work.write_parts("vectors", connection.sql(wanted).to_arrow_reader())
+            self._map(parts, EncodePart(self.registry.root, version, work))
+            items = CodedItems.of(_union(connection, kept, work.parts("coded", CODED)), len(self.codebook.sizes), section, where)
+            if len(items.codes) != total:
+                raise RuntimeError(f"{where}: {len(items.codes)} rows of {total} fused vectors")
+
+            def spread(items: CodedItems, leaving: Array, cap: int) -> None:
+                parts = spill_parts(connection, fused, items, leaving, work)
+                self._map(parts, SpillPart(self.registry.root, version, work, cap, section.collision_max_error))
+                take_spilled(items, leaving, work.parts("spilled", SPILLED).to_table())
+
+            figures = resolve(items, section, spread, where)
+            if parts or kept.num_rows != present:
+                write_deltalake(
+                    lake.table_uri(ITEM_TOKENS),
+                    _rows(items, version),
+                    mode="overwrite",
+                    predicate=f"codebook_version = {quoted(version)}",
+                )
+            return TableCounts(total, total), total - kept.num_rows, figures
+
+    def _create_present(self, connection: duckdb.DuckDBPyConnection) -> int:
+        """Create ``present``, the rows whose tokens stay if their vectors do; returns how many rows the partition has."""
+        chosen = f"SELECT * FROM all_tokens WHERE codebook_version = {quoted(self.codebook.version)}"
+        execute(connection, f"CREATE TEMP TABLE present AS {chosen}{' LIMIT 0' if self.retokenise else ''}")
+        return count(connection, f"SELECT count(*) FROM ({chosen})")
+
+    def _map(self, parts: list[str], work: Any) -> None:
         if parts:
-            with open_pipeline(runner, options) as pipeline:
-                map_parts(pipeline, parts, EncodePart(registry.root, version, work))
-        coded = work.parts("coded", CODED)
-        if parts or kept.num_rows != present:
-            rows = _ranked(connection, kept, coded.to_table(), version)
-            if rows.num_rows != total:
-                raise RuntimeError(f"item_tokens {version}: {rows.num_rows} rows of {total} fused vectors")
-            write_deltalake(
-                lake.table_uri(ITEM_TOKENS), rows, mode="overwrite", predicate=f"codebook_version = {quoted(version)}"
-            )
-        return TableCounts(total, total), total - kept.num_rows
+            with open_pipeline(self.runner, self.options) as pipeline:
+                map_parts(pipeline, parts, work)
 
 
-def _ranked(connection: duckdb.DuckDBPyConnection, kept: pa.Table, coded: pa.Table, version: str) -> pa.Table:
-    """Rows of ITEM_TOKENS: kept and newly coded items, ranked together, by item_id."""
+def _union(connection: duckdb.DuckDBPyConnection, kept: pa.Table, coded: pads.Dataset) -> pa.Table:
+    """Kept and newly coded items by item_id, with ``kept`` to tell them apart."""
     connection.register("kept_rows", kept)
     connection.register("coded_rows", coded)
-    rows = connection.sql(
-        "SELECT * FROM kept_rows UNION ALL BY NAME SELECT DISTINCT ON (item_id) * FROM coded_rows ORDER BY item_id"
+    return connection.sql(
+        "SELECT *, true AS kept FROM kept_rows UNION ALL BY NAME "
+        "SELECT DISTINCT ON (item_id) *, false AS kept FROM coded_rows ORDER BY item_id"
     ).to_arrow_table()
-    codes = np.stack(rows["tokens"].to_numpy()) if rows.num_rows else np.zeros((0, 1), np.int32)
-    ranks = rank_within_code(codes, rows["item_id"].to_numpy(), rows["residual_norm"].to_numpy())
-    columns = {name: rows[name] for name in ("item_id", "tokens", "residual_norm", "content_hash")}
-    columns |= {"rank": pa.array(ranks), "codebook_version": pc.cast(pa.repeat(version, rows.num_rows), pa.string())}
+
+
+def _rows(items: CodedItems, version: str) -> pa.Table:
+    """Rows of ITEM_TOKENS, ranked, by item_id."""
+    codes = items.whole_codes
+    columns = {
+        "item_id": items.item_ids,
+        "tokens": int_lists(codes),
+        "rank": rank_within_code(codes, items.numbers, items.norms),
+        "residual_norm": items.norms,
+        "content_hash": items.content_hashes,
+        "codebook_version": pc.cast(pa.repeat(version, len(codes)), pa.string()),
+    }
     return pa.table(columns).select(ITEM_TOKENS.schema.names).cast(ITEM_TOKENS.schema)

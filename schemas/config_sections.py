@@ -218,7 +218,7 @@ class CodebookSection(Section):
     min_entropy_ratio: Share = 0.5
     """Gate: least entropy ÷ ln size of a layer."""
     collisions: Literal["keep", "cap", "unique", "suffix"] = "keep"
-    """Items of one code: keep them, ranked; cap or unique: spread them over free last-layer tokens, or suffix: a further token."""
+    """Items of one code: keep them, ranked; spread them over last-layer tokens (cap, unique); or number them (suffix)."""
     collision_cap: Positive = 5
     """cap: items that may share a code (unique: 1)."""
     collision_max_error: float | None = Field(default=0.5, ge=0)

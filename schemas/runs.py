@@ -50,13 +50,17 @@ class TableCounts:
 
 @dataclass
 class StepRun:
-    """One run of a step while it lasts; ``table`` registers what it wrote, ``extra`` goes to the JSON report only."""
+    """One run of a step while it lasts; ``table`` registers what it wrote, ``extra`` goes to the JSON report only.
+
+    ``remark`` is recorded with a run that succeeds, where a failed one has its error line.
+    """
 
     step: str
     date: dt.date | None
     tables: dict[str, TableCounts] = field(default_factory=dict)
     inputs: dict[str, int] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    remark: str | None = None
     seconds: float = 0.0
 
     def table(self, table: Table | str, counts: TableCounts) -> None:
@@ -92,7 +96,7 @@ def step_run(lake: Lake, step: str, date: dt.date | None = None) -> Iterator[Ste
     try:
         with suppression_seen(lake):
             yield run
-        status = "succeeded"
+        status, message = "succeeded", run.remark
     except BaseException as error:
         status = "gate" if isinstance(error, GateFailed) else "failed"
         message = str(error) if isinstance(error, OnerecError) else f"{type(error).__name__}: {error}"

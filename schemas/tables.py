@@ -449,7 +449,7 @@ ITEM_TOKENS = Table(
     schema=pa.schema(
         [
             _ITEM,
-            _column("tokens", pa.list_(pa.int32()), "one token a layer, each below its layer's size", required=True),
+            _column("tokens", pa.list_(pa.int32()), "one a layer, below its size; a suffix may follow", required=True),
             _column("rank", pa.int32(), "place among the items of the same tokens, from 0 (docs/codebook.md)", required=True),
             _column("residual_norm", pa.float32(), "norm of what the tokens leave unexplained", required=True),
             _column("content_hash", pa.string(), "of the fused vector that was quantised", required=True),
@@ -481,7 +481,7 @@ PIPELINE_RUNS = Table(
             _column("code_version", pa.string(), "version of this distribution", required=True),
             _column("config_version", pa.string(), "hash of the configuration", required=True),
             _column("input_versions", pa.map_(pa.string(), pa.int64()), "Delta version of each input"),
-            _column("message", pa.string(), "error line of a run that did not succeed"),
+            _column("message", pa.string(), "error line of a run that did not succeed; remark of one that did"),
         ]
     ),
     key=(),

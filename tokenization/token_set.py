@@ -52,17 +52,18 @@ def publish_token_set(lake: Lake, codebook_version: str | None = None) -> Artefa
         "item_id"
     )
     _check_current(lake, tokens, codebook.version, fusion_version)
-    codes = _codes(tokens, sizes, codebook.version)
+    codes = _codes(tokens, sizes, lake.config.codebook.collision_suffixes, codebook.version)
+    sizes = _code_sizes(codes.shape[1], sizes, lake.config.codebook.collision_suffixes)
     live = np.flatnonzero(pc.is_in(tokens["item_id"], value_set=_live_items(lake)).to_numpy())
     if not len(live):
         raise BadInput(f"{lake.table_uri(ITEMS)}: every tokenised item is deleted; there is nothing to recommend")
     rows = tokens.take(pa.array(live))
-    trie = TokenTrie.build(codes[live], rows["item_id"].to_numpy(), ranks=rows["rank"].to_numpy(), sizes=sizes)
+    trie = TokenTrie.build(codes[live], ranks=rows["rank"].to_numpy(), sizes=sizes)  # rows are in the order of the ids
     metadata = {
         "encoders": encoders,
         "fusion_version": fusion_version,
         "codebook_version": codebook.version,
-        "codebook_sizes": sizes,
+        "codebook_sizes": sizes,  # of a code's tokens: with suffixes one more than the codebook's
         "item_tokens_version": tokens_version,
         "items": tokens.num_rows,
         "live_items": len(live),
@@ -102,16 +103,21 @@ def _check_current(lake: Lake, tokens: pa.Table, codebook: str, fusion: str) -> 
         )
 
 
-def _codes(tokens: pa.Table, sizes: list[int], codebook: str) -> np.ndarray:
-    """int32 (n, layers). Raises BadInput for tokens that the codebook does not have."""
+def _code_sizes(width: int, sizes: list[int], suffixes: int) -> list[int]:
+    """Tokens of each place of a code: the codebook's layers, and a suffix where codes have one (codebook.collisions)."""
+    return [*sizes, suffixes][:width]
+
+
+def _codes(tokens: pa.Table, sizes: list[int], suffixes: int, codebook: str) -> np.ndarray:
+    """int32 (n, layers, and one for a suffix). Raises BadInput for tokens that the codebook does not have."""
     lengths = pc.unique(pc.list_value_length(tokens["tokens"])).to_pylist()
-    if lengths == [len(sizes)]:
-        codes: np.ndarray = pc.list_flatten(tokens["tokens"]).to_numpy().reshape(-1, len(sizes))
-        if ((codes >= 0) & (codes < np.array(sizes))).all():
+    if lengths in ([len(sizes)], [len(sizes) + 1]):
+        codes: np.ndarray = pc.list_flatten(tokens["tokens"]).to_numpy().reshape(-1, lengths[0])
+        if ((codes >= 0) & (codes < np.array(_code_sizes(lengths[0], sizes, suffixes)))).all():
             return codes
     raise BadInput(
-        f"item_tokens, codebook_version={codebook}: tokens that do not fit the codebook's sizes {sizes}; "
-        f"run `onerec tokenize --codebook-version {codebook}` again"
+        f"item_tokens, codebook_version={codebook}: tokens that do not fit the codebook's sizes {sizes} (and a suffix's, "
+        f"{suffixes}); run `onerec tokenize --codebook-version {codebook} --retokenise`"
     )
 
 

@@ -178,6 +178,12 @@ def _token_set(registry: Registry, model: Mapping[str, Any]) -> Artefact:
             f"{registry.root / 'token_set'}: no token set of codebook {model['codebook_version']}, which is the model's; run "
             f"`onerec publish tokens --codebook-version {model['codebook_version']}`, or train on shards of the newest tokens"
         )
+    sizes = found.metadata["codebook_sizes"]
+    if list(sizes) != list(model["codebook_sizes"]):  # codes got a suffix since (codebook.collisions), or lost it
+        raise BadInput(
+            f"token set {found.version}: codes of sizes {sizes}, the model's are {list(model['codebook_sizes'])}; write shards "
+            "of the new tokens (`onerec shards --retokenise`) and train on them"
+        )
     return found
 
 

@@ -76,7 +76,10 @@ def inspection(source: Source, version: str | None, *, full: bool) -> dict[str, 
 
 
 def tokens_metrics(source: Source, artefact: Artefact, *, full: bool) -> dict[str, Any] | None:
-    """Metrics of a version's item tokens, or None where there are none; ``full`` adds categories and co-watched pairs."""
+    """Metrics of a version's item tokens, or None where there are none; ``full`` adds categories and co-watched pairs.
+
+    They speak of the codebook's layers: a suffix (``codebook.collisions``) is no token of it and is left out.
+    """
     lake = source.need_lake("inspect --full") if full else source.lake
     if lake is None:
         return None
@@ -84,12 +87,14 @@ def tokens_metrics(source: Source, artefact: Artefact, *, full: bool) -> dict[st
         tokens = read_tokens(lake, artefact.version)
         return full_metrics(lake, tokens, artefact.metadata["sizes"]) if len(tokens) else None
     codes = read_codes(lake, artefact.version)
-    return codebook_metrics(codes, artefact.metadata["sizes"]) if len(codes) else None
+    sizes = artefact.metadata["sizes"]
+    return codebook_metrics(codes[:, : len(sizes)], sizes) if len(codes) else None
 
 
 def full_metrics(lake: Lake, tokens: TokenisedItems, sizes: Sequence[int]) -> dict[str, Any]:
     """Metrics of item tokens with what categories and co-watched pairs say of their prefixes."""
-    return codebook_metrics(tokens.codes, sizes, labels=categories_of(lake, tokens), pairs=co_watched_rows(lake, tokens))
+    codes = tokens.codes[:, : len(sizes)]
+    return codebook_metrics(codes, sizes, labels=categories_of(lake, tokens), pairs=co_watched_rows(lake, tokens))
 
 
 def item_view(source: Source, version: str | None, item_id: str, limit: int) -> dict[str, Any]:

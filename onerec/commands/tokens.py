@@ -24,6 +24,7 @@ RunnerOptions = Annotated[
 ]
 FusionOption = Annotated[str | None, typer.Option("--fusion-version", help="Fusion version instead of the one in use.")]
 CodebookOption = Annotated[str | None, typer.Option("--codebook-version", help="Codebook instead of the one in use.")]
+RetokeniseOption = Annotated[bool, typer.Option("--retokenise", help="Every item, also those that have tokens already.")]
 RefreshOption = Annotated[bool, typer.Option("--refresh", help="The newest version instead of the live token set's.")]
 
 
@@ -136,6 +137,7 @@ def tokenize(
     date: OptionalDateOption = None,
     codebook_version: CodebookOption = None,
     refresh: RefreshOption = False,
+    retokenise: RetokeniseOption = False,
     runner: RunnerOption = "local",
     runner_option: RunnerOptions = None,
     set_: SetOption = None,
@@ -154,7 +156,15 @@ def tokenize(
         return
     from pipelines import tokenize_items as job
 
-    report = job.run(opened, day, codebook_version=codebook_version, refresh=refresh, runner=runner, options=runner_option or ())
+    report = job.run(
+        opened,
+        day,
+        codebook_version=codebook_version,
+        refresh=refresh,
+        retokenise=retokenise,
+        runner=runner,
+        options=runner_option or (),
+    )
     print_report(report, as_json=as_json)
 
 

@@ -124,7 +124,7 @@ def publish_tokens(lake: Lake, items: list[str], seed: int = 0) -> str:
     write_rows(
         lake, ITEM_TOKENS, [{"item_id": item, "tokens": [rng.randrange(size) for size in SIZES], **common} for item in items]
     )
-    registry.publish("token_set", {"codebook_version": codebook}, {})
+    registry.publish("token_set", {"codebook_version": codebook, "codebook_sizes": SIZES}, {})
     return codebook
 
 

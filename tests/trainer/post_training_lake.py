@@ -39,7 +39,9 @@ def fine_tuned_lake(root: Path) -> Lake:
     """Two days trained on, a third to evaluate on; a published token set and pretrained model; the rsft model."""
     lake = create_lake(str(root), Config.model_validate(SETTINGS))
     log_with_masks(lake.local_path("shards"), users=24, days=3)
-    Registry.of(lake).publish("token_set", {"codebook_version": "cb1"}, {"trie.safetensors": b"a trie"})
+    Registry.of(lake).publish(
+        "token_set", {"codebook_version": "cb1", "codebook_sizes": [8, 8, 8]}, {"trie.safetensors": b"a trie"}
+    )
     training.run(lake, training.TrainRequest(stage="pretrain"))
     evaluation.run(lake, "pretrain", None, gate=False)
     publishing.run(lake, "pretrained", "rl", None)

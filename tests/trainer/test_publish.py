@@ -174,7 +174,9 @@ def test_a_live_release_keeps_its_tokens_when_a_new_token_set_comes(copy) -> Non
     own = registry.latest("token_set")
     registry.publish("token_set", {"codebook_version": "cb2"}, {"trie.safetensors": b"another"})
     assert call_json(release(copy))["metadata"]["token_set_version"] == own
-    newer = registry.publish("token_set", {"codebook_version": "cb1"}, {"trie.safetensors": b"with new items"})
+    newer = registry.publish(
+        "token_set", {"codebook_version": "cb1", "codebook_sizes": [8, 8, 8]}, {"trie.safetensors": b"with new items"}
+    )
     assert call_json(release(copy))["metadata"]["token_set_version"] == newer.version
 
 
