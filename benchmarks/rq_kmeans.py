@@ -20,7 +20,7 @@ from benchmarks.harness import finish, options, progress
 from benchmarks.rq_kmeans_data import Dataset, clustered, industrial, published, repeated_share, simulated
 from benchmarks.rq_kmeans_gpu import absent_peers
 from benchmarks.rq_kmeans_kernels import choose_kernel
-from benchmarks.rq_kmeans_quality import PROGRESSIVE, REFINED, TOP_BEAM, Contest, figures_of, score_published, show
+from benchmarks.rq_kmeans_quality import TOP_BEAM, Contest, figures_of, score_published, show
 from benchmarks.rq_kmeans_refresh import churn
 from benchmarks.rq_kmeans_speed import Growth, Race, growth
 from benchmarks.rq_kmeans_worker import THREADS
@@ -63,7 +63,7 @@ def measure(plan: Plan, seed: int, folder: Path) -> dict[str, Any]:
     large = clustered(folder, rows, dim, (codes,) * LAYERS, seed)
     items = simulated(folder, plan.items, sizes, seed)
     datasets: list[Dataset] = [found for found in (industrial(folder, sizes, plan.descriptions), items) if found]
-    contest = Contest(work, environment, plan.iterations, seed, plan.epochs, (PROGRESSIVE, REFINED))
+    contest = Contest(work, environment, plan.iterations, seed, plan.epochs)
     tables = {dataset.name: contest.run(dataset) for dataset in datasets}
     contest = Contest(work, environment, plan.iterations, seed, plan.large_epochs, plan.large_trainings)
     tables[large.name] = contest.run(large)

@@ -1,14 +1,13 @@
 """Our contestant: one configuration of ``RQKMeans`` for fit time, encode time and error alike."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.rq_kmeans_worker import Answer, Job, timed, with_codebooks
-from tokenization import assignment
+from tokenization import arithmetic
 from tokenization.kmeans import Iteration, KMeans
 from tokenization.rq_kmeans import RQKMeans
 
@@ -20,12 +19,6 @@ def estimator(job: Job) -> RQKMeans:
     return RQKMeans(
         n_layers=len(job.sizes), codebook_size=job.sizes, iterations=job.iterations, seed=job.seed, n_threads=job.threads
     )
-
-
-def path_taken() -> str:
-    """The arithmetic that ``tokenization.assignment`` chose for this processor."""
-    describe: Callable[[], str] | None = getattr(assignment, "assignment_path", None)
-    return str(describe()) if describe else "float32"
 
 
 def fit(vectors: Floats, job: Job) -> Answer:
@@ -46,7 +39,9 @@ def fit(vectors: Floats, job: Job) -> Answer:
     arrays: dict[str, npt.NDArray[Any]] = {"codes": model.encode(vectors)}
     if "beam" in job.options:
         arrays["codes_beam"] = model.encode_beam(vectors, job.options["beam"])
-    return Answer({"seconds": seconds, "trace": trace, "path": path_taken()}, with_codebooks(model.codebooks_, **arrays))
+    return Answer(
+        {"seconds": seconds, "trace": trace, "path": arithmetic.described()}, with_codebooks(model.codebooks_, **arrays)
+    )
 
 
 def encode(vectors: Floats, job: Job) -> Answer:
@@ -55,7 +50,7 @@ def encode(vectors: Floats, job: Job) -> Answer:
     model.codebooks_ = [np.load(path) for path in job.options["codebooks"]]
     model.n_features_in_ = vectors.shape[1]
     seconds, codes = timed(lambda: model.encode(vectors))
-    return Answer({"seconds": seconds, "path": path_taken()}, {"codes": codes})
+    return Answer({"seconds": seconds, "path": arithmetic.described()}, {"codes": codes})
 
 
 def growth(vectors: Floats, job: Job) -> Answer:

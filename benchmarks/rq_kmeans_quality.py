@@ -26,6 +26,7 @@ PEERS = (*GREEDY_PEERS, *BEAM_PEERS)
 SEEDINGS = ("RANDOM", "KMEANS_PLUS_PLUS")
 PROGRESSIVE = ("Train_progressive_dim",)
 REFINED = ("Train_default", "Train_refine_codebook")
+PROGRESSIVE_REFINED = (*PROGRESSIVE, "Train_refine_codebook")
 TOP_BEAM = ("Train_default", "Train_top_beam")
 Metrics = dict[str, Any]
 
@@ -39,7 +40,7 @@ class Contest:
     iterations: int = 25
     seed: int = 0
     epochs: int = 200
-    rq_trainings: tuple[tuple[str, ...], ...] = (PROGRESSIVE, REFINED)
+    rq_trainings: tuple[tuple[str, ...], ...] = (PROGRESSIVE, PROGRESSIVE_REFINED, REFINED)
 
     def run(self, dataset: Dataset) -> dict[str, Metrics]:
         """Metrics of every contestant, ours first."""

@@ -28,7 +28,7 @@ from benchmarks.rq_kmeans_speed import Growth
 rq_kmeans.simulated = lambda folder, rows, sizes, seed: replace(clustered(folder, rows, 16, sizes, seed), name="simulated")
 rq_kmeans.industrial = lambda *told: None
 plan = rq_kmeans.Plan(
-    codes=8, items=200, clusters=(300, 16, 8), race=(400, 16, 8), growth=Growth(100, 4, 4, (1, 2, 4), 2),
+    codes=8, items=200, clusters=(300, 16, 8), race=(400, 32, 8), growth=Growth(100, 4, 4, (1, 2, 4), 2),
     iterations=4, epochs=2, rounds=1, descriptions=False,
 )
 rq_kmeans.main(plan)
@@ -136,10 +136,10 @@ def test_faiss_codes_are_read_bit_by_bit(bits):
     ],
 )
 def test_every_peer_gives_codes_of_its_own_codebooks(fit, told, tmp_path):
-    data = clustered(tmp_path, 400, 16, (8, 4), seed=1)
+    data = clustered(tmp_path, 400, 32, (8, 4), seed=1)
     vectors = np.load(data.vectors)
     answer = fit(vectors, Job("", "", data.sizes, 5, 0, threads=1, options=told))
-    assert [book.shape for book in answer.codebooks] == [(8, 16), (4, 16)]
+    assert [book.shape for book in answer.codebooks] == [(8, 32), (4, 32)]
     decoded = decode(answer.arrays["codes"], answer.codebooks)
     error = squared_error(vectors, answer)
     assert error == pytest.approx(float(((vectors - decoded) ** 2).sum()), rel=1e-4)
