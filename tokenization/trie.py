@@ -2,7 +2,7 @@
 
 Codes are sorted and unique; nodes are numbered breadth first in that order, so the edge with number e leads to node
 e + 1 and no pointers are stored. The edges of node v are ``offsets[v] … offsets[v + 1]``, their tokens ascending; leaf
-number j (the j-th code) holds the items ``item_offsets[j] … item_offsets[j + 1]``. 10 million items take about 150 MB.
+number j (the j-th code) holds the items ``item_offsets[j] … item_offsets[j + 1]``. 10 million items take about 260 MB.
 """
 
 import json

@@ -48,6 +48,14 @@ def test_a_wide_beam_is_exact(model, codes):
         torch.testing.assert_close(scores[row], expected[row][order])
 
 
+def test_codes_with_a_suffix_are_generated_whole():
+    torch.manual_seed(2)
+    four = OneRec(small_config(codebook_sizes=(3, 4, 3, 2))).eval()
+    codes = np.unique(np.random.default_rng(1).integers(0, (3, 4, 3, 2), (30, 4)), axis=0)
+    found, _ = beam_search(four, made_batch(four.config, requests=2), trie_of(four, codes), beam=len(codes))
+    assert [sorted(map(tuple, row)) for row in found.tolist()] == [list(map(tuple, codes.tolist()))] * 2
+
+
 @pytest.mark.parametrize("beam", [1, 3, 7])
 def test_a_narrow_beam_keeps_the_best_prefixes(model, codes, beam):
     batch = made_batch(model.config, requests=3)
