@@ -13,12 +13,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from tokenization import lloyd
 from tokenization.assignment import Backend, NearestCentroid
-from tokenization.lloyd import Callback, ClusterSums, Iteration, add_assigned
+from tokenization.lloyd import Callback, ClusterSums, Iteration, Source, add_assigned
 from tokenization.progress import progress_bar
 from tokenization.shortlisted import WORTH_IT, Shortlists
 from tokenization.vectors import ArrayRows, ArrowRows, BadVectors, Extent, FloatArray, Rows, ScaledRows, blocks, check_finite
 
-__all__ = ["Callback", "Clustering", "Iteration", "KMeans", "cluster"]
+__all__ = ["Callback", "Clustering", "Iteration", "KMeans", "LocalSource", "cluster", "cluster_source"]
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def cluster(
 
     Raises BadVectors for bad rows and ValueError for a parameter out of range.
     """
-    found = lloyd.train(
+    return cluster_source(
         LocalSource(rows, backend, n_threads, Shortlists(n_threads) if shortlists else None),
         n_clusters,
         iterations=iterations,
@@ -166,22 +166,29 @@ def cluster(
         layer=layer,
         callback=callback,
     )
+
+
+def cluster_source(source: Source[npt.NDArray[np.int32]], n_clusters: int, **how: Any) -> Clustering:
+    """k-means of rows wherever they lie; ``how`` is what ``lloyd.train`` takes."""
+    found = lloyd.train(source, n_clusters, **how)
     if found.empty:
         filled = n_clusters - found.empty
         message = f"{n_clusters} clusters, {filled} of them filled: the rows hold fewer distinct vectors than clusters"
-        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+        warnings.warn(message, ConvergenceWarning, stacklevel=4)
     return Clustering(found.centroids, found.labels, found.inertia, found.n_iter)
 
 
 @dataclass(frozen=True)
 class LocalSource:
     """Rows summed over in this process (``lloyd.Source``); labels are an array (n,) int32. With ``lists`` most steps compare a
-    row with its nearest few centroids only."""
+    row with its nearest few centroids only. The rows may be a part, from ``first_row``, of ``of_rows`` in all."""
 
     rows: Rows
     backend: Backend = "auto"
     n_threads: int | None = None
     lists: Shortlists | None = None
+    first_row: int = 0
+    of_rows: int | None = None
 
     @property
     def n(self) -> int:
@@ -203,17 +210,17 @@ class LocalSource:
 
     def extent(self) -> Extent:
         """Of all rows."""
-        return Extent.of(self.rows)
+        return Extent.of(self.rows, self.first_row)
 
     def step(self, unit: ScaledRows, centroids: FloatArray, *, full: bool) -> ClusterSums:
         """Of all rows, in scaled units."""
-        sums = ClusterSums.none(len(centroids), self.dim, lloyd.fraction_bits(self.n))
+        sums = ClusterSums.none(len(centroids), self.dim, lloyd.fraction_bits(self.of_rows or self.n))
         if self.lists is None or len(centroids) < WORTH_IT:
             self._add(sums, unit, centroids)
             return sums
 
         def visit(first_row: int, block: FloatArray, labels: npt.NDArray[np.int64]) -> None:
-            sums.add(block, labels, centroids, first_row, self._threads)
+            sums.add(block, labels, centroids, self.first_row + first_row, self._threads)
 
         compare = self.lists.compare_all if full else self.lists.compare_listed
         compare(unit, centroids, visit)
@@ -226,7 +233,7 @@ class LocalSource:
 
     def _add(self, sums: ClusterSums, rows: Rows, centroids: FloatArray) -> npt.NDArray[np.int32]:
         nearest = NearestCentroid(centroids, self.backend, self.n_threads)
-        return add_assigned(sums, rows, nearest, threads=self._threads)
+        return add_assigned(sums, rows, nearest, self.first_row, self._threads)
 
     @property
     def _threads(self) -> int:

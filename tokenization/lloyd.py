@@ -8,7 +8,7 @@ order change no bit of the centroids, of the inertia or of the iteration that th
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -64,27 +64,33 @@ class ClusterSums:
     """What some rows add to a step; grows in place, by ``add`` and ``merge``, to the same whatever their order.
 
     ``sums`` (k, dim) int64 in units of 2^−``bits``, or (k, 0) where only the assignment is wanted; ``counts`` (k,) int64;
-    ``inertia``, the exact sum of squared distances in units of 2^−1200; ``worst_rows``, ``worst_distances``: the up to k rows
-    that lie farthest from their centroid, farthest first, of equal ones the first row.
+    ``inertia``, the exact sum of squared distances in units of 2^−1200; ``worst_rows``, ``worst_distances``: the up to ``most``
+    rows that lie farthest from their centroid, farthest first, of equal ones the first row.
     """
 
     sums: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
     bits: int
+    most: int
     inertia: int
     worst_rows: npt.NDArray[np.int64]
     worst_distances: npt.NDArray[np.float64]
 
     @classmethod
-    def none(cls, clusters: int, dim: int, bits: int) -> "ClusterSums":
-        """Those of no rows."""
-        zeros = np.zeros((clusters, dim), np.int64)
-        return cls(zeros, np.zeros(clusters, np.int64), bits, 0, np.zeros(0, np.int64), np.zeros(0))
+    def none(cls, clusters: int, dim: int, bits: int, most: int | None = None) -> "ClusterSums":
+        """Those of no rows; ``most`` is k unless told."""
+        zeros, counts = np.zeros((clusters, dim), np.int64), np.zeros(clusters, np.int64)
+        return cls(zeros, counts, bits, clusters if most is None else most, 0, np.zeros(0, np.int64), np.zeros(0))
 
     def add(
         self, block: FloatArray, labels: npt.NDArray[np.int64], centroids: FloatArray, first_row: int, threads: int = 1
     ) -> None:
         """Add rows (n, dim), assigned to ``centroids`` (k, dim) by ``labels`` (n,); their numbers go from ``first_row``."""
+        self.add_distances(block, labels, centroids, first_row)
+        self.add_coordinates(block, labels, threads)
+
+    def add_distances(self, block: FloatArray, labels: npt.NDArray[np.int64], centroids: FloatArray, first_row: int) -> None:
+        """Add how many rows there are, and how far from their centroids."""
         from tokenization.lloyd_kernels import distances_to
 
         distances = np.empty(len(block))
@@ -92,7 +98,23 @@ class ClusterSums:
         self.counts += np.bincount(labels, minlength=len(self.counts))
         self.inertia += exact_sum(distances)
         self._keep_worst(np.arange(first_row, first_row + len(block)), distances)
-        self._add_coordinates(block, labels, threads)
+
+    def add_coordinates(self, block: FloatArray, labels: npt.NDArray[np.int64], threads: int = 1) -> None:
+        """Add the coordinates of rows (n, dim), which are below 8."""
+        from tokenization.lloyd_kernels import add_rows
+
+        dim = self.sums.shape[1]
+        shares = min(threads, dim) if block.size >= _THREADED_VALUES else 1
+        edges = [dim * share // shares for share in range(shares + 1)] if dim else [0, 0]
+
+        def add(share: int) -> None:
+            add_rows(block, labels, edges[share], edges[share + 1], 2.0**self.bits, self.sums)
+
+        if shares < 2:
+            add(0)
+        else:  # a thread takes columns of its own, so none waits for another
+            with ThreadPoolExecutor(shares) as pool:
+                list(pool.map(add, range(shares)))
 
     def merge(self, other: "ClusterSums") -> "ClusterSums":
         """Add those of other rows; returns itself."""
@@ -109,29 +131,29 @@ class ClusterSums:
         moved[filled] = self.sums[filled].astype(np.float64) * 2.0**-self.bits / self.counts[filled, None]
         return moved
 
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """For a file; ``from_arrays`` reads them."""
+        size = self.inertia.bit_length() // 8 + 1
+        numbers = {"bits": np.array(self.bits), "most": np.array(self.most)}
+        whole = np.frombuffer(self.inertia.to_bytes(size, "little"), np.uint8)
+        arrays = {name: getattr(self, name) for name in ("sums", "counts", "worst_rows", "worst_distances")}
+        return arrays | numbers | {"inertia": whole}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "ClusterSums":
+        """Of ``to_arrays``."""
+        numbers = {"bits": int(arrays["bits"]), "most": int(arrays["most"])}
+        return cls(**{**arrays, **numbers, "inertia": int.from_bytes(arrays["inertia"].tobytes(), "little")})
+
     @property
     def distance(self) -> float:
         """The inertia as the nearest float."""
         return self.inertia / (1 << _POINT)
 
-    def _add_coordinates(self, block: FloatArray, labels: npt.NDArray[np.int64], threads: int) -> None:
-        from tokenization.lloyd_kernels import add_rows
-
-        dim = self.sums.shape[1]
-        shares = min(threads, dim) if block.size >= _THREADED_VALUES else 1
-        edges = [dim * share // shares for share in range(shares + 1)] if dim else [0, 0]
-
-        def add(share: int) -> None:
-            add_rows(block, labels, edges[share], edges[share + 1], 2.0**self.bits, self.sums)
-
-        if shares < 2:
-            add(0)
-        else:  # a thread takes columns of its own, so none waits for another
-            with ThreadPoolExecutor(shares) as pool:
-                list(pool.map(add, range(shares)))
-
     def _keep_worst(self, rows: npt.NDArray[np.int64], distances: npt.NDArray[np.float64]) -> None:
-        most = len(self.counts)
+        most = self.most
+        if not most:
+            return
         far = distances > (self.worst_distances[-1] if len(self.worst_rows) == most else 0)
         if len(self.worst_rows) == most:
             far |= (distances == self.worst_distances[-1]) & (rows < self.worst_rows[-1])

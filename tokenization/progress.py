@@ -17,7 +17,9 @@ def progress_bar(iterations: int, layers: int = 1, *, enabled: bool = True) -> I
     with tqdm(total=iterations * layers, desc="k-means", unit="iteration", leave=False) as bar:
 
         def tell(done: Iteration) -> None:
-            bar.n = (done.layer - 1) * iterations + done.iteration
-            bar.set_postfix_str(f"layer {done.layer}, inertia {done.inertia:.6g}")
+            if done.layer:
+                bar.n = (done.layer - 1) * iterations + done.iteration
+            where = f"layer {done.layer}" if done.layer else f"refinement {done.iteration}"
+            bar.set_postfix_str(f"{where}, inertia {done.inertia:.6g}")
 
         yield tell

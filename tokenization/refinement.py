@@ -7,7 +7,7 @@ which are what serving uses, and the best epoch wins. The gain comes out of the 
 rises a little, and so do later layers' entropies fall.
 
 (b) needs of the rows only the sums a token, taken while encoding, and how often two tokens meet: one read of the rows an
-epoch, whatever their number, sums in float64.
+epoch, whatever their number. The sums are exact (``tokenization.lloyd``).
 """
 
 import time
@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
-from tokenization.assignment import Backend, NearestCentroid
-from tokenization.kmeans import Callback, Iteration
+from tokenization.lloyd import Callback, Iteration
 from tokenization.residual import Codes
-from tokenization.vectors import FloatArray, Rows, blocks, check_finite
+from tokenization.vector_source import CodedSums, VectorSource
+from tokenization.vectors import FloatArray, ScaledRows, scaled
 
 SWEEPS = 1
 """Times that (b) goes over the layers; more of them gained nothing on real or clustered vectors."""
@@ -42,13 +42,11 @@ class Refined:
 
 
 def refine(
-    rows: Rows,
+    source: VectorSource,
     codebooks: Sequence[FloatArray],
     epochs: int,
     *,
     tolerance: float = 1e-3,
-    backend: Backend = "auto",
-    n_threads: int | None = None,
     callback: Callback | None = None,
 ) -> Refined:
     """Refine for at most ``epochs``; stop once three of them together lower the least error by a share of at most ``tolerance``.
@@ -57,13 +55,14 @@ def refine(
     without rows move to where rows are represented badly, also those that the codebooks came with. The callback hears of each
     epoch as of an iteration of layer 0, with the error of its greedy codes.
     """
-    start, _ = _filled(rows, _encoded(rows, list(codebooks), backend, n_threads), backend, n_threads)
+    unit = scaled(source, source.extent())
+    start, _ = _filled(source, unit, _encoded(source, unit, list(codebooks)))
     current = best = start
     ran, idle = 0, 0
     for epoch in range(1, epochs + 1):
         clock = time.perf_counter()
-        moved = _encoded(rows, refitted(current.codebooks, current.codes, current.sums), backend, n_threads)
-        current, repaired = _filled(rows, moved, backend, n_threads)
+        moved = _encoded(source, unit, refitted(current.codebooks, current.codes, current.totals(unit)))
+        current, repaired = _filled(source, unit, moved)
         ran = epoch
         if callback:
             callback(Iteration(0, epoch, epochs, current.inertia[-1], repaired, time.perf_counter() - clock))
@@ -105,10 +104,25 @@ class _Encoded:
 
     codebooks: list[FloatArray]
     codes: Codes
-    inertia: list[float]
-    distances: npt.NDArray[np.float64]
-    sums: list[npt.NDArray[np.float64]]
-    used: list[int]
+    sums: CodedSums
+
+    @property
+    def inertia(self) -> list[float]:
+        """Sum of squared residuals after each layer."""
+        return [layer.distance for layer in self.sums.layers]
+
+    @property
+    def used(self) -> list[int]:
+        """Tokens with rows, by layer."""
+        return [int((layer.counts > 0).sum()) for layer in self.sums.layers]
+
+    def totals(self, unit: ScaledRows) -> list[npt.NDArray[np.float64]]:
+        """Sums (size, dim) of the rows by token, in their own units."""
+        shift = unit.shift.astype(np.float64)
+        return [
+            (layer.sums.astype(np.float64) * 2.0**-layer.bits + layer.counts[:, None] * shift) / unit.scale
+            for layer in self.sums.layers
+        ]
 
     def empty(self) -> int:
         """Tokens without rows, of all layers."""
@@ -119,42 +133,24 @@ class _Encoded:
         return any(one < before for one, before in zip(self.used, other.used, strict=True))
 
 
-def _encoded(rows: Rows, codebooks: list[FloatArray], backend: Backend, n_threads: int | None) -> _Encoded:
-    """Greedy codes, as ``residual.encode`` gives them, with errors and sums."""
-    layers = [NearestCentroid(codebook, backend, n_threads) for codebook in codebooks]
-    codes = np.empty((rows.n, len(layers)), np.uint16)
-    inertia, distances = np.zeros(len(layers)), np.zeros(rows.n)
-    sums = [np.zeros(codebook.shape) for codebook in codebooks]
-    for start, stop, block in blocks(rows):
-        check_finite(block, start)
-        residual, wide = block.copy(), block.astype(np.float64)
-        place = np.arange(len(block) + 1)
-        for layer, nearest in enumerate(layers):
-            tokens, squared = nearest(residual)
-            codes[start:stop, layer] = tokens
-            inertia[layer] += squared.sum()
-            residual -= nearest.centroids[tokens]
-            shape = (len(block), len(nearest.centroids))
-            sums[layer] += csr_matrix((np.ones(len(block)), tokens, place), shape=shape).T @ wide
-        distances[start:stop] = squared
-    used = [len(np.unique(codes[:, layer])) for layer in range(len(layers))]
-    return _Encoded(codebooks, codes, inertia.tolist(), distances, sums, used)
+def _encoded(source: VectorSource, unit: ScaledRows, codebooks: list[FloatArray]) -> _Encoded:
+    sums, codes = source.encode(unit, codebooks)
+    return _Encoded(codebooks, codes, sums)
 
 
-def _filled(rows: Rows, found: _Encoded, backend: Backend, n_threads: int | None) -> tuple[_Encoded, int]:
+def _filled(source: VectorSource, unit: ScaledRows, found: _Encoded) -> tuple[_Encoded, int]:
     """The same with tokens without rows filled, as far as some rounds and the rows' variety allow; and how many were moved."""
     moved = 0
     for _ in range(_REPAIR_ROUNDS):
-        worst = np.argsort(-found.distances, kind="stable")[: found.empty()]
-        worst = worst[found.distances[worst] > 0]
+        worst = found.sums.layers[-1].worst_rows[: found.empty()]
         if not len(worst):
             break
         moved += len(worst)
-        found = _encoded(rows, _repaired(rows, found, worst), backend, n_threads)
+        found = _encoded(source, unit, _repaired(source, found, worst))
     return found, moved
 
 
-def _repaired(rows: Rows, found: _Encoded, worst: npt.NDArray[np.int64]) -> list[FloatArray]:
+def _repaired(rows: VectorSource, found: _Encoded, worst: npt.NDArray[np.int64]) -> list[FloatArray]:
     """Codebooks with each token that has no rows put where one of the ``worst`` rows lies, the first layer's first."""
     codebooks = [codebook.copy() for codebook in found.codebooks]
     taken = 0

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tokenization.assignment import NearestCentroid
 from tokenization.shortlist import Shortlist
-from tokenization.vectors import ArrayRows, BadVectors, FloatArray, as_matrix, blocks, check_finite
+from tokenization.vectors import ArrayRows, ArrowRows, BadVectors, FloatArray, Rows, as_matrix, blocks, check_finite
 
 Codes = npt.NDArray[np.uint16]
 
@@ -107,8 +107,8 @@ def check_codes(codes: Any, sizes: Sequence[int]) -> npt.NDArray[np.integer[Any]
     return array
 
 
-def _rows_of(vectors: Any, codebooks: Sequence[FloatArray]) -> ArrayRows:
-    rows = ArrayRows(as_matrix(vectors))
+def _rows_of(vectors: Any, codebooks: Sequence[FloatArray]) -> Rows:
+    rows: Rows = vectors if isinstance(vectors, (ArrayRows, ArrowRows)) else ArrayRows(as_matrix(vectors))
     if rows.dim != codebooks[0].shape[1]:
         raise BadVectors(f"vectors: found {rows.dim} columns; the codebook was trained on {codebooks[0].shape[1]}")
     return rows

@@ -5,7 +5,6 @@ Then all layers are refined together (``tokenization.refinement``) and, where as
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,16 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from tokenization import residual
-from tokenization.assignment import Backend, NearestCentroid
+from tokenization.assignment import Backend
 from tokenization.balance import balance_clusters, cap_of
-from tokenization.kmeans import Callback, Clustering, _validated, cluster
+from tokenization.kmeans import Clustering, cluster_source, rows_of
+from tokenization.lloyd import Callback, Source, all_of
+from tokenization.progress import progress_bar
 from tokenization.refinement import Refined, refine
 from tokenization.residual import Codes
 from tokenization.residual_start import residual_start
-from tokenization.vectors import ArrayRows, FloatArray, blocks, check_finite
+from tokenization.vector_source import LocalVectors, VectorSource
+from tokenization.vectors import FloatArray, check_finite
 
 MAX_CODEBOOK_SIZE = 65536
 
@@ -34,7 +36,8 @@ class RQKMeans(TransformerMixin, BaseEstimator):
     of every layer; three bring most of what there is); ``balance``, None or, for all layers or in a tuple with one a layer,
     how many times the mean cluster the largest may be (at least 1); ``warm_start_codebooks``, a list of arrays (size, dim),
     to start from a previous version: all layers are refined together from there, or, with ``refinements=0``, each is
-    clustered anew from its own. Refining keeps more codes, since clustering the first layer alone undoes its refinement.
+    clustered anew from its own. Refining keeps more codes, since clustering the first layer alone undoes its refinement;
+    ``verbose``, a progress bar on standard error.
 
     Attributes: ``codebooks_``, a list of float32 (size, dim); ``codes_`` uint16 (n, n_layers) of the training rows, equal
     to ``encode`` of them; ``inertia_``, the sum of squared residuals after each layer; ``n_iter_``, iterations by layer;
@@ -42,7 +45,8 @@ class RQKMeans(TransformerMixin, BaseEstimator):
 
     With ``balance`` the ``codes_`` respect the bound, ⌈balance · n / size⌉ rows a token, so they may differ from ``encode``,
     which stays the nearest token: a pure function of a row, that no other row has a say in.
-    X may be a memory map larger than memory: residuals are recomputed block by block and never stored.
+    X may be a memory map larger than memory, or an Arrow column, as for ``KMeans``: residuals are recomputed block by block and
+    never stored. Codebooks, codes and inertia are a pure function of rows and parameters (``tokenization.lloyd``).
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         refinements: int = 3,
         balance: float | tuple[float | None, ...] | None = None,
         warm_start_codebooks: Sequence[npt.ArrayLike] | None = None,
+        verbose: bool = False,
     ) -> None:
         self.n_layers = n_layers
         self.codebook_size = codebook_size
@@ -71,57 +76,61 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         self.refinements = refinements
         self.balance = balance
         self.warm_start_codebooks = warm_start_codebooks
+        self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None, *, callback: Callback | None = None) -> "RQKMeans":  # noqa: ARG002
         """Train on X (n, dim). ``callback`` hears of every iteration of a layer, and of every epoch of refinement as layer 0.
 
         Raises BadVectors (a ValueError) naming rows with NaN or infinity, ValueError for parameters that don't fit.
         """
-        rows = ArrayRows(_validated(self, X, reset=True))
-        sizes, caps = self._sizes(), self._caps(rows.n)
+        rows = rows_of(self, X, reset=True)
+        with progress_bar(self.iterations, self.n_layers, enabled=self.verbose) as bar:
+            return self.fit_source(LocalVectors(rows, self.backend, self.n_threads), callback=all_of(callback, bar))
+
+    def fit_source(self, source: VectorSource, *, callback: Callback | None = None) -> "RQKMeans":
+        """``fit`` on vectors wherever they lie: the same codebooks for the same vectors."""
+        self.n_features_in_ = source.dim
+        sizes, caps = self._sizes(), self._caps(source.n)
         joint = self.refinements > 0 and self.n_layers > 1
         if joint and self.warm_start_codebooks is not None:
-            fitted = Refined([_start(one, rows.dim) for one in self.warm_start_codebooks], np.empty(0, np.uint16), [], 0)
+            fitted = Refined([_start(one, source.dim) for one in self.warm_start_codebooks], np.empty(0, np.uint16), [], 0)
             self.n_iter_ = [0] * self.n_layers
         else:
-            fitted = self._fit_layers(rows, sizes, callback)
+            fitted = self._fit_layers(source, sizes, callback)
         if joint:
-            how: dict[str, Any] = {"backend": self.backend, "n_threads": self.n_threads, "callback": callback}
-            fitted = refine(rows, fitted.codebooks, self.refinements, **how)
+            fitted = refine(source, fitted.codebooks, self.refinements, callback=callback)
         self.n_refinements_ = fitted.epochs
         if any(caps):
-            fitted = self._balanced(rows, fitted, caps)
+            fitted = self._balanced(source, fitted, caps)
         self.codebooks_, self.codes_, self.inertia_ = fitted.codebooks, fitted.codes, fitted.inertia
         return self
 
-    def _fit_layers(self, rows: ArrayRows, sizes: tuple[int, ...], callback: Callback | None) -> Refined:
-        fitted = Refined([], np.empty((rows.n, self.n_layers), np.uint16), [], 0)
+    def _fit_layers(self, source: VectorSource, sizes: tuple[int, ...], callback: Callback | None) -> Refined:
+        fitted = Refined([], np.empty((source.n, self.n_layers), np.uint16), [], 0)
         self.n_iter_ = []
         for layer, size in enumerate(sizes):
-            result = self._fit_layer(ResidualRows(rows, tuple(fitted.codebooks), fitted.codes), size, layer, callback)
+            result = self._fit_layer(source.residuals(fitted.codebooks, fitted.codes), size, layer, callback)
             fitted.codebooks.append(result.centroids)
             fitted.codes[:, layer] = result.labels
             fitted.inertia.append(result.inertia)
             self.n_iter_.append(result.n_iter)
         return fitted
 
-    def _fit_layer(self, rows: "ResidualRows", size: int, layer: int, callback: Callback | None) -> Clustering:
+    def _fit_layer(self, rows: Source[npt.NDArray[np.int32]], size: int, layer: int, callback: Callback | None) -> Clustering:
         """The best of ``n_init`` starts, or that of a warm start."""
         warm, best = self.warm_start_codebooks, None
         for run in range(self.n_init if warm is None and layer else 1):
             start = warm[layer] if warm is not None else None
             if warm is None and layer:
                 start = residual_start(rows, size, np.random.default_rng([self.seed + layer, run]))
-            found = cluster(
+            found = cluster_source(
                 rows,
                 size,
                 iterations=self.iterations,
                 seed=self.seed + layer,
-                backend=self.backend,
                 init=start,
                 tolerance=self.tolerance,
                 n_init=1 if layer else self.n_init,
-                n_threads=self.n_threads,
                 layer=layer + 1,
                 callback=callback,
             )
@@ -129,14 +138,15 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         assert best is not None
         return best
 
-    def _balanced(self, rows: ArrayRows, fitted: Refined, caps: list[int | None]) -> Refined:
+    def _balanced(self, source: VectorSource, fitted: Refined, caps: list[int | None]) -> Refined:
         """Each layer's clusters bounded by its cap, on what the bounded layers before it left."""
         done = Refined([], np.empty_like(fitted.codes), [], fitted.epochs)
         for layer, (codebook, cap) in enumerate(zip(fitted.codebooks, caps, strict=True)):
-            left = ResidualRows(rows, tuple(done.codebooks), done.codes)
+            left = source.residuals(done.codebooks, done.codes)
             if cap is None:
+                sums, done.codes[:, layer] = left.assign(codebook)
+                inertia = sums.distance
                 done.codebooks.append(codebook)
-                done.codes[:, layer], inertia = _nearest(left, NearestCentroid(codebook, self.backend, self.n_threads))
             else:
                 clustering = balance_clusters(left, codebook, cap, n_threads=self.n_threads)
                 done.codebooks.append(clustering.centroids)
@@ -147,12 +157,12 @@ class RQKMeans(TransformerMixin, BaseEstimator):
     def encode(self, X: Any) -> Codes:
         """Greedy codes (n, n_layers) uint16 of X (n, dim); the same for a row whatever the rows beside it."""
         check_is_fitted(self)
-        return residual.encode(_validated(self, X, reset=False), self.codebooks_)
+        return residual.encode(rows_of(self, X, reset=False), self.codebooks_)
 
     def encode_beam(self, X: Any, beam: int = 5) -> Codes:
         """Codes (n, n_layers) uint16 by beam search over the layers: rarely worse than ``encode``, often closer."""
         check_is_fitted(self)
-        return residual.encode_beam(_validated(self, X, reset=False), self.codebooks_, beam)
+        return residual.encode_beam(rows_of(self, X, reset=False), self.codebooks_, beam)
 
     def transform(self, X: Any) -> Codes:
         """``encode``, under the name that scikit-learn's pipelines call."""
@@ -166,7 +176,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
     def residual_norms(self, X: Any, codes: Any) -> FloatArray:
         """Norm (n,) float32 of what the codes leave of each row of X."""
         check_is_fitted(self)
-        return residual.residual_norms(_validated(self, X, reset=False), codes, self.codebooks_)
+        return residual.residual_norms(rows_of(self, X, reset=False), codes, self.codebooks_)
 
     def __sklearn_tags__(self) -> Any:
         """scikit-learn's tags: codes are integers whatever type the vectors have."""
@@ -203,47 +213,3 @@ def _start(codebook: npt.ArrayLike, dim: int) -> FloatArray:
         raise ValueError(f"warm_start_codebooks: found shape {start.shape}; needs (size, {dim})")
     check_finite(start)
     return start
-
-
-def _nearest(rows: "ResidualRows", nearest: NearestCentroid) -> tuple[npt.NDArray[np.int64], float]:
-    """Labels (n,) and the sum of squared distances."""
-    labels, total = np.empty(rows.n, np.int64), 0.0
-    for start, stop, block in blocks(rows):
-        labels[start:stop], distances = nearest(block)
-        total += float(distances.sum())
-    return labels, total
-
-
-@dataclass(frozen=True)
-class ResidualRows:
-    """What the first layers leave of some rows, computed when read."""
-
-    rows: ArrayRows
-    codebooks: tuple[FloatArray, ...]
-    codes: Codes
-
-    @property
-    def n(self) -> int:
-        """Rows."""
-        return self.rows.n
-
-    @property
-    def dim(self) -> int:
-        """Columns."""
-        return self.rows.dim
-
-    def block(self, start: int, stop: int) -> FloatArray:
-        """Residuals of rows ``start`` to ``stop``."""
-        return self._subtract(self.rows.block(start, stop), self.codes[start:stop])
-
-    def take(self, indices: npt.NDArray[np.int64]) -> FloatArray:
-        """Residuals of the rows at ``indices``."""
-        return self._subtract(self.rows.take(indices), self.codes[indices])
-
-    def _subtract(self, block: FloatArray, codes: Codes) -> FloatArray:
-        if not self.codebooks:
-            return block
-        left = block.copy()
-        for layer, codebook in enumerate(self.codebooks):
-            left -= codebook[codes[:, layer]]
-        return left

@@ -28,16 +28,16 @@ class Shortlists:
     """Each row's LISTED nearest centroids, nearest first, (n, LISTED) uint16 or uint32; filled by ``compare_all``."""
 
     threads: int | None = None
-    _listed: npt.NDArray[np.unsignedinteger] = field(default_factory=lambda: np.empty((0, LISTED), np.uint16))
+    listed: npt.NDArray[np.unsignedinteger] = field(default_factory=lambda: np.empty((0, LISTED), np.uint16))
 
     def compare_all(self, rows: Rows, centroids: FloatArray, visit: Visit) -> None:
         """Label rows by all centroids (k, dim), k at least LISTED, and note the nearest ones."""
         kind = np.uint16 if len(centroids) <= 2**16 else np.uint32
-        self._listed = np.empty((rows.n, LISTED), kind)
+        self.listed = np.empty((rows.n, LISTED), kind)
         nearest = Shortlist(centroids, self.threads)
         for start, stop, block in blocks(rows):
             tokens = nearest(block.astype(np.float64)[:, None], LISTED).token
-            self._listed[start:stop] = tokens
+            self.listed[start:stop] = tokens
             visit(start, block, tokens[:, 0])
 
     def compare_listed(self, rows: Rows, centroids: FloatArray, visit: Visit) -> None:
@@ -46,5 +46,5 @@ class Shortlists:
 
         for start, stop, block in blocks(rows):
             labels = np.empty(len(block), np.int64)
-            nearest_listed(block, centroids, self._listed[start:stop], labels)
+            nearest_listed(block, centroids, self.listed[start:stop], labels)
             visit(start, block, labels)

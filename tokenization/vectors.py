@@ -216,6 +216,10 @@ class Extent:
         """That of both sets of rows."""
         return Extent(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
 
+    def to_arrays(self) -> dict[str, FloatArray]:
+        """For a file; the constructor takes them by name."""
+        return {"low": self.low, "high": self.high}
+
 
 def scaled(rows: Rows, extent: Extent) -> ScaledRows:
     """Rows in scaled units. The shift is the mean of a thousand evenly spaced rows: a mean of all would depend on the order

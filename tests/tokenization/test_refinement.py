@@ -12,6 +12,7 @@ from tests.tokenization.vector_cases import KINDS, matrices, matrix
 from tokenization import residual, vectors
 from tokenization.refinement import refine, refitted
 from tokenization.rq_kmeans import RQKMeans
+from tokenization.vector_source import LocalVectors
 from tokenization.vectors import ArrayRows
 
 
@@ -56,7 +57,7 @@ def test_refinement_is_never_worse_and_its_codes_are_those_of_encode(some, sizes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         greedy = RQKMeans(len(sizes), tuple(sizes), refinements=0).fit(some)
-    refined = refine(ArrayRows(some), greedy.codebooks_, 4)
+    refined = refine(LocalVectors(ArrayRows(some)), greedy.codebooks_, 4)
     assert (refined.codes == residual.encode(some, refined.codebooks)).all()
     assert refined.inertia[-1] <= greedy.inertia_[-1] * (1 + 1e-9)
     for layer in range(len(sizes)):
@@ -67,7 +68,7 @@ def test_refinement_is_never_worse_and_its_codes_are_those_of_encode(some, sizes
 def test_it_lowers_the_error_of_greedy_codes(dim):
     some = matrix("normal", 3000, dim, 0)
     greedy = RQKMeans(3, 32, refinements=0).fit(some)
-    refined = refine(ArrayRows(some), greedy.codebooks_, 10)
+    refined = refine(LocalVectors(ArrayRows(some)), greedy.codebooks_, 10)
     assert refined.inertia[-1] < 0.996 * greedy.inertia_[-1]
     assert [len(np.unique(refined.codes[:, layer])) for layer in range(3)] == [32] * 3
     for depth in (1, 2, 3):
@@ -78,9 +79,9 @@ def test_it_lowers_the_error_of_greedy_codes(dim):
 def test_it_reads_block_by_block(monkeypatch):
     some = matrix("normal", 900, 6, 0)
     codebooks = RQKMeans(2, 12, refinements=0).fit(some).codebooks_
-    whole = refine(ArrayRows(some), codebooks, 3)
+    whole = refine(LocalVectors(ArrayRows(some)), codebooks, 3)
     monkeypatch.setattr(vectors, "_BLOCK_VALUES", 6 * 100)
-    pieces = refine(ArrayRows(some), codebooks, 3)
+    pieces = refine(LocalVectors(ArrayRows(some)), codebooks, 3)
     assert (whole.codes == pieces.codes).mean() > 0.99
     np.testing.assert_allclose(whole.inertia, pieces.inertia, rtol=1e-4)
 
@@ -88,5 +89,5 @@ def test_it_reads_block_by_block(monkeypatch):
 def test_it_stops_once_three_epochs_gain_too_little():
     some = matrix("normal", 500, 4, 0)
     codebooks = RQKMeans(2, 8, refinements=0).fit(some).codebooks_
-    assert refine(ArrayRows(some), codebooks, 50, tolerance=1.0).epochs == 3
-    assert 3 < refine(ArrayRows(some), codebooks, 200).epochs < 200
+    assert refine(LocalVectors(ArrayRows(some)), codebooks, 50, tolerance=1.0).epochs == 3
+    assert 3 < refine(LocalVectors(ArrayRows(some)), codebooks, 200).epochs < 200

@@ -1,0 +1,164 @@
+"""Vectors that RQ-KMeans trains on, wherever they lie: in this process, or with the workers of a pipeline.
+
+Training asks for little: the extent of the vectors, rows by number, Lloyd's sums over what the first layers left, and, to
+refine all layers together, the sums of the vectors by token. Everything is summed exactly (``tokenization.lloyd``), so the
+same vectors give the same codebook from any source.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenization.assignment import Backend, NearestCentroid
+from tokenization.kmeans import LocalSource
+from tokenization.lloyd import ClusterSums, Source, fraction_bits
+from tokenization.residual import Codes
+from tokenization.shortlisted import Shortlists
+from tokenization.vectors import Extent, FloatArray, Rows, ScaledRows, blocks
+
+
+@dataclass
+class CodedSums:
+    """What greedy codes of some vectors add up to, a ``ClusterSums`` a layer; grows in place, by ``merge``.
+
+    A layer's coordinates are those of the vectors x by token, in scaled units; its distances are of what it left of them. The
+    last layer keeps as many of the worst rows as all layers have tokens.
+    """
+
+    layers: list[ClusterSums]
+
+    @classmethod
+    def none(cls, sizes: Sequence[int], dim: int, bits: int) -> "CodedSums":
+        """Those of no rows."""
+        kept = [0] * (len(sizes) - 1) + [sum(sizes)]
+        return cls([ClusterSums.none(size, dim, bits, most) for size, most in zip(sizes, kept, strict=True)])
+
+    def merge(self, other: "CodedSums") -> "CodedSums":
+        """Add those of other rows; returns itself."""
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.merge(theirs)
+        return self
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """For a file; ``from_arrays`` reads them."""
+        layers = enumerate(self.layers)
+        return {f"{number}.{name}": array for number, layer in layers for name, array in layer.to_arrays().items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "CodedSums":
+        """Of ``to_arrays``."""
+        layers: dict[int, dict[str, npt.NDArray[Any]]] = {}
+        for key, array in arrays.items():
+            number, name = key.split(".")
+            layers.setdefault(int(number), {})[name] = array
+        return cls([ClusterSums.from_arrays(layers[number]) for number in sorted(layers)])
+
+
+class VectorSource(Rows, Protocol):
+    """Vectors that can be summed over."""
+
+    def extent(self) -> Extent:
+        """Of all vectors. Raises BadVectors for those that are not finite."""
+        ...
+
+    def residuals(self, codebooks: Sequence[FloatArray], codes: Codes) -> Source[npt.NDArray[np.int32]]:
+        """What the first layers left, given their codes (n, at least so many layers)."""
+        ...
+
+    def encode(self, unit: ScaledRows, codebooks: Sequence[FloatArray]) -> tuple[CodedSums, Codes]:
+        """Greedy codes (n, layers), as ``residual.encode`` gives them, and their sums in the units of ``unit``."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalVectors:
+    """Vectors summed over in this process. They may be a part, from ``first_row``, of ``of_rows`` in all."""
+
+    rows: Rows
+    backend: Backend = "auto"
+    n_threads: int | None = None
+    first_row: int = 0
+    of_rows: int | None = None
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return self.rows.n
+
+    @property
+    def dim(self) -> int:
+        """Columns."""
+        return self.rows.dim
+
+    def block(self, start: int, stop: int) -> FloatArray:
+        """Rows ``start`` to ``stop``."""
+        return self.rows.block(start, stop)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> FloatArray:
+        """The rows at ``indices``."""
+        return self.rows.take(indices)
+
+    def extent(self) -> Extent:
+        """Of all vectors."""
+        return Extent.of(self.rows, self.first_row)
+
+    def residuals(self, codebooks: Sequence[FloatArray], codes: Codes) -> LocalSource:
+        """What the first layers left."""
+        rows = ResidualRows(self.rows, tuple(codebooks), codes)
+        return LocalSource(rows, self.backend, self.n_threads, Shortlists(self.n_threads), self.first_row, self.of_rows)
+
+    def encode(self, unit: ScaledRows, codebooks: Sequence[FloatArray]) -> tuple[CodedSums, Codes]:
+        """Greedy codes and their sums."""
+        layers = [NearestCentroid(codebook, self.backend, self.n_threads) for codebook in codebooks]
+        sizes = [len(codebook) for codebook in codebooks]
+        sums = CodedSums.none(sizes, self.dim, fraction_bits(self.of_rows or self.n))
+        codes = np.empty((self.n, len(layers)), np.uint16)
+        threads = self.n_threads or len(os.sched_getaffinity(0))
+        for start, stop, block in blocks(self.rows):
+            residual, coordinates = block.copy(), unit.forward(block)
+            for layer, nearest in enumerate(layers):
+                tokens, _ = nearest(residual)
+                sums.layers[layer].add_distances(residual, tokens, nearest.centroids, self.first_row + start)
+                sums.layers[layer].add_coordinates(coordinates, tokens, threads)
+                codes[start:stop, layer] = tokens
+                residual -= nearest.centroids[tokens]
+        return sums, codes
+
+
+@dataclass(frozen=True)
+class ResidualRows:
+    """What the first layers leave of some rows, computed when read."""
+
+    rows: Rows
+    codebooks: tuple[FloatArray, ...]
+    codes: Codes
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return self.rows.n
+
+    @property
+    def dim(self) -> int:
+        """Columns."""
+        return self.rows.dim
+
+    def block(self, start: int, stop: int) -> FloatArray:
+        """Residuals of rows ``start`` to ``stop``."""
+        return self._subtract(self.rows.block(start, stop), self.codes[start:stop])
+
+    def take(self, indices: npt.NDArray[np.int64]) -> FloatArray:
+        """Residuals of the rows at ``indices``."""
+        return self._subtract(self.rows.take(indices), self.codes[indices])
+
+    def _subtract(self, block: FloatArray, codes: Codes) -> FloatArray:
+        if not self.codebooks:
+            return block
+        left = block.copy()
+        for layer, codebook in enumerate(self.codebooks):
+            left -= codebook[codes[:, layer]]
+        return left
