@@ -13,7 +13,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from tokenization import lloyd
 from tokenization.assignment import Backend, NearestCentroid
-from tokenization.lloyd import Callback, ClusterSums, Iteration, Source, add_assigned
+from tokenization.cluster_sums import ClusterSums, fraction_bits
+from tokenization.lloyd import Callback, Iteration, Source, add_assigned
 from tokenization.progress import progress_bar
 from tokenization.shortlisted import WORTH_IT, Shortlists
 from tokenization.vectors import ArrayRows, ArrowRows, BadVectors, Extent, FloatArray, Rows, ScaledRows, blocks, check_finite
@@ -214,7 +215,7 @@ class LocalSource:
 
     def step(self, unit: ScaledRows, centroids: FloatArray, *, full: bool) -> ClusterSums:
         """Of all rows, in scaled units."""
-        sums = ClusterSums.none(len(centroids), self.dim, lloyd.fraction_bits(self.of_rows or self.n))
+        sums = ClusterSums.none(len(centroids), self.dim, fraction_bits(self.of_rows or self.n))
         if self.lists is None or len(centroids) < WORTH_IT:
             self._add(sums, unit, centroids)
             return sums

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenization.assignment import Backend, NearestCentroid
+from tokenization.cluster_sums import ClusterSums, fraction_bits
 from tokenization.kmeans import LocalSource
-from tokenization.lloyd import ClusterSums, Source, fraction_bits
+from tokenization.lloyd import Source
 from tokenization.residual import Codes
 from tokenization.shortlisted import Shortlists
 from tokenization.vectors import Extent, FloatArray, Rows, ScaledRows, blocks

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.tokenization.vector_cases import matrix, squared_distances
 from tokenization import lloyd
+from tokenization.cluster_sums import ClusterSums, exact_sum, fraction_bits
 from tokenization.kmeans import KMeans, LocalSource, cluster
-from tokenization.lloyd import ClusterSums, exact_sum, fraction_bits
 from tokenization.shortlisted import WORTH_IT
 from tokenization.vectors import ArrayRows
 
