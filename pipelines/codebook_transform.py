@@ -22,8 +22,8 @@ from tokenization.rq_kmeans import RQKMeans
 class TrainCodebook(beam.DoFn):
     """Trains on a part (vector, category) and publishes the codebook; safe to try twice, since versions are content hashes.
 
-    An element is the JSON of ``training`` and ``pairs`` (parts), ``section`` (configuration), ``metadata`` and ``start_from``
-    (codebook version or null).
+    An element is the JSON of ``training`` and ``pairs`` (parts), ``section`` (configuration), ``metadata``, ``start_from``
+    (codebook version or null) and ``progress_bar``, whether to draw one.
     """
 
     def __init__(self, registry: Path) -> None:
@@ -37,14 +37,7 @@ class TrainCodebook(beam.DoFn):
         rows = read_part(told["training"])
         vectors = vector_matrix(rows["vector"])
         warm = start_codebooks(registry, told["start_from"], section.sizes, vectors.shape[1])
-        model = RQKMeans(
-            n_layers=len(section.sizes),
-            codebook_size=section.sizes,
-            iterations=section.iterations,
-            seed=section.seed,
-            backend=section.backend,
-            warm_start_codebooks=warm,
-        )
+        model = new_model(section, warm).set_params(verbose=told["progress_bar"])
         with warnings.catch_warnings():
             # Of tokens that stay empty: the metrics count them, and the gate judges.
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -61,6 +54,18 @@ class TrainCodebook(beam.DoFn):
         )
         metadata = told["metadata"] | {"metrics": metrics, "warm_started_from": told["start_from"] if warm else None}
         publish_codebook(registry, model, metadata)
+
+
+def new_model(section: CodebookSection, warm: list[Any] | None) -> RQKMeans:
+    """The model that the configuration asks for, not yet fitted."""
+    return RQKMeans(
+        n_layers=len(section.sizes),
+        codebook_size=section.sizes,
+        iterations=section.iterations,
+        seed=section.seed,
+        backend=section.backend,
+        warm_start_codebooks=warm,
+    )
 
 
 def start_codebooks(registry: Registry, version: str | None, sizes: Sequence[int], dim: int) -> list[Any] | None:

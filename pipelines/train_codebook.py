@@ -1,6 +1,7 @@
 """``onerec train-codebook``: RQ-KMeans on the fused vectors of a fusion version, published as a codebook.
 
-A Beam job whose training runs on one worker, on a sample drawn by category. It starts from the previous codebook where that
+A Beam job whose training runs on one worker, on a sample drawn by category; or, with ``codebook.training: exact``, a Beam job for
+each step of it, on every vector. It starts from the previous codebook where that
 has the same sizes and dimension, so that a refresh changes no more tokens than it must. Run again on the same vectors and
 configuration it publishes nothing new.
 """
@@ -8,11 +9,13 @@ configuration it publishes nothing new.
 import datetime as dt
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines import versions
@@ -20,14 +23,13 @@ from pipelines.contents import create_contents, end_of
 from pipelines.fused_inputs import quoted
 from pipelines.pairs import latest_pairs, pair_rows
 from pipelines.runner import LOCAL, open_pipeline
-from pipelines.work import count, query_engine, work_folder
+from pipelines.work import WorkFolder, count, query_engine, work_folder
 from schemas.config import CodebookSection
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Registry
 from schemas.runs import TableCounts, step_run
 from schemas.tables import CO_INTERACTION, ITEM_VECTORS, ITEMS
-from tokenization.modalities import vector_matrix
 from tokenization.sampling import stratified_sample
 
 STEP = "train-codebook"
@@ -54,7 +56,7 @@ def run(
         version = versions.fusion_version(registry, fusion_version, refresh=fusion_version is None)
         connection.register("vectors", lake.dataset(ITEM_VECTORS, step.reads(lake, ITEM_VECTORS)))
         create_contents(connection, lake.dataset(ITEMS, step.reads(lake, ITEMS)), end_of(date, lake.config))
-        rows = _sample(connection, version, section)
+        rows = _training_rows(connection, version, section)
         if not rows.num_rows:
             raise BadInput(
                 f"{lake.table_uri(ITEM_VECTORS)}: no fused vector of fusion {version}; "
@@ -65,10 +67,9 @@ def run(
         latest = registry.latest("codebook")
         reused = latest is not None and registry.load("codebook", latest).metadata.get("inputs_hash") == inputs_hash
         if not reused:
-            from pipelines.codebook_transform import TrainCodebook, start_codebooks
-            from pipelines.part_transforms import map_parts
+            from pipelines.codebook_transform import start_codebooks
 
-            _check_sizes(rows, section)
+            dim = _check_sizes(connection, version, rows, section)
             metadata = {
                 "encoders": registry.load("fusion", version).metadata["encoders"],
                 "fusion_version": version,
@@ -77,17 +78,17 @@ def run(
                 "inputs_hash": inputs_hash,
             }
             # Read here too, so that a damaged one is one line and not a worker's trace.
-            start_codebooks(registry, latest, section.sizes, len(rows["vector"][0]))
+            start_codebooks(registry, latest, section.sizes, dim)
             progress(f"train-codebook: {rows.num_rows} vectors of fusion {version}, layers of {list(section.sizes)}")
-            task = {
-                "training": work.write_part("training", rows),
-                "pairs": work.write_part("pairs", _pair_table(named, rows)),
-                "section": section.model_dump(mode="json"),
-                "metadata": metadata,
-                "start_from": latest,
-            }
-            with open_pipeline(runner, options) as pipeline:
-                map_parts(pipeline, [json.dumps(task)], TrainCodebook(registry.root))
+            pairs = pair_rows(named, rows["item_id"])
+            if section.training == "exact":
+                from pipelines.exact_codebook import ExactTraining
+
+                vectors = connection.sql(f"SELECT vector FROM ({_fused(version)}) ORDER BY item_id").to_arrow_reader()
+                training = ExactTraining(registry, work, section, latest, runner, options, progress)
+                training.publish(vectors, (rows.num_rows, dim), rows["category"].to_pylist(), pairs, metadata)
+            else:
+                _train_on_sample(registry, work, section, latest, runner, options, rows, pairs, metadata)
         step.table(ITEM_VECTORS, _accounting(connection, version, rows.num_rows, reused=reused))
         artefact = registry.load("codebook")
         step.extra |= {
@@ -98,6 +99,33 @@ def run(
             "metrics": _summary(artefact.metadata["metrics"]),
         }
     return step.to_json()
+
+
+def _train_on_sample(
+    registry: Registry,
+    work: WorkFolder,
+    section: CodebookSection,
+    start_from: str | None,
+    runner: str,
+    options: Sequence[str],
+    rows: pa.Table,
+    pairs: npt.NDArray[np.int64],
+    metadata: dict[str, Any],
+) -> None:
+    """Have one worker train on rows (item_id, content_hash, category, vector) and publish."""
+    from pipelines.codebook_transform import TrainCodebook
+    from pipelines.part_transforms import map_parts
+
+    task = {
+        "training": work.write_part("training", rows),
+        "pairs": work.write_part("pairs", pa.table({"a": pairs[:, 0], "b": pairs[:, 1]})),
+        "section": section.model_dump(mode="json"),
+        "metadata": metadata,
+        "start_from": start_from,
+        "progress_bar": runner == LOCAL and sys.stderr.isatty(),
+    }
+    with open_pipeline(runner, options) as pipeline:
+        map_parts(pipeline, [json.dumps(task)], TrainCodebook(registry.root))
 
 
 def _accounting(connection: duckdb.DuckDBPyConnection, version: str, sampled: int, *, reused: bool) -> TableCounts:
@@ -121,34 +149,38 @@ def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sample(connection: duckdb.DuckDBPyConnection, version: str, section: CodebookSection) -> pa.Table:
-    """item_id, content_hash, category and vector of the training items, by item_id."""
-    fused = f"SELECT item_id, content_hash, vector FROM vectors WHERE kind = 'fused' AND source = {quoted(version)}"
+def _fused(version: str) -> str:
+    return f"SELECT item_id, content_hash, vector FROM vectors WHERE kind = 'fused' AND source = {quoted(version)}"
+
+
+def _training_rows(connection: duckdb.DuckDBPyConnection, version: str, section: CodebookSection) -> pa.Table:
+    """item_id, content_hash, category and, of a sample, vector of the training items, by item_id."""
+    fused = _fused(version)
     named = connection.sql(
-        f"SELECT v.item_id, category FROM ({fused}) v LEFT JOIN contents USING (item_id) ORDER BY v.item_id"
+        f"SELECT v.item_id, v.content_hash, category FROM ({fused}) v LEFT JOIN contents USING (item_id) ORDER BY v.item_id"
     ).to_arrow_table()
+    if section.training == "exact":
+        return named
     chosen = stratified_sample(
         named["item_id"].to_pylist(), named["category"].to_pylist(), section.max_training_items, section.seed
     )
-    connection.register("chosen", named.take(pa.array(chosen)))
+    connection.register("chosen", named.take(pa.array(chosen)).drop_columns("content_hash"))
     return connection.sql(f"SELECT * FROM ({fused}) JOIN chosen USING (item_id) ORDER BY item_id").to_arrow_table()
 
 
-def _pair_table(named: pa.Table, rows: pa.Table) -> pa.Table:
-    pairs = pair_rows(named, rows["item_id"])
-    return pa.table({"a": pairs[:, 0], "b": pairs[:, 1]})
-
-
-def _check_sizes(rows: pa.Table, section: CodebookSection) -> None:
+def _check_sizes(connection: duckdb.DuckDBPyConnection, version: str, rows: pa.Table, section: CodebookSection) -> int:
+    """The dimension of the vectors, of which there must be as many distinct ones as the largest layer has tokens."""
     needed = max(section.sizes)
-    matrix = np.ascontiguousarray(vector_matrix(rows["vector"]))
-    if len(matrix) >= needed:
-        distinct = len(np.unique(matrix.view(np.dtype((np.void, matrix.dtype.itemsize * matrix.shape[1]))).reshape(-1)))
+    if rows.num_rows >= needed:
+        # By hash: of a count that only has to be large enough, a rare pair of equal hashes takes one away.
+        training = f"SELECT vector FROM ({_fused(version)}) SEMI JOIN training USING (item_id)"
+        connection.register("training", rows.select(["item_id"]))
+        distinct = count(connection, f"SELECT count(DISTINCT hash(vector)) FROM ({training})")
         if distinct >= needed:
-            return
-        found = f"{distinct} distinct fused vectors among {len(matrix)} items"
+            return count(connection, f"SELECT len(vector) FROM ({training}) LIMIT 1")
+        found = f"{distinct} distinct fused vectors among {rows.num_rows} items"
     else:
-        distinct, found = len(matrix), f"{len(matrix)} fused vectors"
+        distinct, found = rows.num_rows, f"{rows.num_rows} fused vectors"
     fitting = 1 << max(0, (distinct // 8).bit_length() - 1)
     raise BadInput(
         f"codebook.sizes {list(section.sizes)}: {found} cannot fill {needed} tokens; set smaller layers, for example "

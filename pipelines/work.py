@@ -7,12 +7,15 @@ one commit, so a run killed at any point leaves the tables as they were.
 """
 
 import datetime as dt
+import io
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
@@ -42,6 +45,37 @@ class WorkFolder:
         name = f"{uuid.uuid4().hex}.parquet"
         pq.write_table(part, f"{folder}/{name}", filesystem=filesystem, compression="zstd")
         return f"{self.uri}/{stage}/{name}"
+
+    def fresh(self, kind: str) -> str:
+        """A name below this folder that nothing has yet."""
+        return f"{kind}/{uuid.uuid4().hex}"
+
+    def write_arrays(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Write arrays to a file, whole or not at all; one of the same name is replaced."""
+        buffer, named = io.BytesIO(), cast(dict[str, Any], arrays)
+        np.savez(buffer, **named)
+        self.write_bytes(name, buffer.getvalue())
+
+    def read_arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of a file."""
+        with np.load(io.BytesIO(self.read_bytes(name)), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def write_bytes(self, name: str, value: bytes) -> None:
+        """Write a file, whole or not at all; one of the same name is replaced."""
+        filesystem, path = filesystem_of(f"{self.uri}/{name}")
+        filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        passing = f"{path}.{uuid.uuid4().hex}"
+        with filesystem.open_output_stream(passing) as file:
+            file.write(value)
+        filesystem.move(passing, path)
+
+    def read_bytes(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """A file, or ``size`` bytes of it from ``start``."""
+        filesystem, path = filesystem_of(f"{self.uri}/{name}")
+        with filesystem.open_input_file(path) as file:
+            found: bytes = file.read_at(file.size() if size is None else size, start)
+        return found
 
     def parts(self, stage: str, schema: pa.Schema) -> pads.Dataset:
         """All parts of a stage as one dataset; an empty one if none was written."""

@@ -211,8 +211,10 @@ class CodebookSection(Section):
     """Arithmetic of the assignment, on which no result depends: auto takes 8-bit products where the processor is fast at them."""
     seed: int = 0
     """Of seeding and sampling."""
+    training: Literal["sample", "exact"] = "sample"
+    """On what: a sample by category, on one worker; or (exact) every item, each step summed by all workers of the pipeline."""
     max_training_items: Positive = 4_000_000
-    """A larger catalogue is sampled, by category."""
+    """sample: a larger catalogue is sampled, by category."""
     min_utilization: Share = 0.5
     """Gate: least share of a layer's tokens in use."""
     min_entropy_ratio: Share = 0.5

@@ -22,6 +22,8 @@ from tests.lake_rows import write_rows
 from tests.pipelines.content_lake import fill, item, picture
 from tokenization.codebook import load_codebook
 from tokenization.fusion_model import load_fusion
+from tokenization.metrics import codebook_metrics
+from tokenization.rq_kmeans import RQKMeans
 from tokenization.token_set import publish_token_set
 from tokenization.trie import TokenTrie
 
@@ -190,6 +192,41 @@ def test_the_token_set_is_the_live_items(tokenised: Lake) -> None:
     assert token_set.metadata["codebook_sizes"] == [4, 4, 4]
     assert (token_set.metadata["items"], token_set.metadata["live_items"]) == (ITEM_COUNT, ITEM_COUNT - 1)
     assert token_set.metadata["item_tokens_version"] == tokenised.table_version(ITEM_TOKENS)
+
+
+def test_exact_training_is_that_of_one_machine_on_every_item_and_leaves_nothing_when_it_is_stopped(lake: Lake) -> None:
+    train_fusion.run(lake, DAY)
+    fuse.run(lake, DAY)
+    section = CodebookSection(sizes=(4, 3), iterations=2, training="exact", max_training_items=10)
+    exact, registry = Lake(lake.root, lake.config.model_copy(update={"codebook": section})), Registry.of(lake)
+
+    def stopped(line: str) -> None:
+        if "layer 1, iteration 2" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_codebook.run(exact, DAY, progress=stopped)
+    assert registry.latest("codebook") is None
+    assert not list(Path(lake.root, "work").glob("train-codebook-*"))
+
+    said: list[str] = []
+    report = train_codebook.run(exact, DAY, progress=said.append)
+    assert not report["reused"]
+    assert report["tables"][ITEM_VECTORS.name]["rows_dropped"]["beyond_sample"] == 0
+    assert any(line.startswith("train-codebook: layer 2, iteration 2 of 2, inertia") for line in said)
+    fused = fused_rows(exact)
+    vectors = np.array([fused[name]["vector"] for name in sorted(fused)], np.float32)
+    model = RQKMeans(2, (4, 3), iterations=2).fit(vectors)
+    codebook = load_codebook(registry)
+    for ours, theirs in zip(codebook.codebooks, model.codebooks_, strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+    decoded = [model.decode(model.codes_, layers) for layers in (1, 2)]
+    expected = codebook_metrics(model.codes_, (4, 3), vectors, decoded)["prefixes"]
+    for found, prefix in zip(codebook.metadata["metrics"]["prefixes"], expected, strict=True):
+        assert found["reconstruction_error"] == pytest.approx(prefix["reconstruction_error"], rel=1e-4)
+        assert found["distinct"] == prefix["distinct"]
+        assert found["nmi"] > 0
+    assert train_codebook.run(exact, DAY)["reused"]
 
 
 def test_a_codebook_larger_than_the_items_says_what_to_set(tokenised: Lake) -> None:

@@ -1,0 +1,115 @@
+"""Exact training: Lloyd's steps summed by a pipeline give, bit for bit, the codebook of one machine."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines import exact_sums
+from pipelines.exact_sums import MergeSums
+from pipelines.exact_training import PartedVectors
+from pipelines.runner import LOCAL, open_pipeline
+from pipelines.work import WorkFolder
+from tests.tokenization.vector_cases import matrix
+from tokenization.cluster_sums import ClusterSums, fraction_bits
+from tokenization.rq_kmeans import RQKMeans
+from tokenization.shortlisted import WORTH_IT
+
+RETRYING = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
+ROWS, DIM = 700, 6
+
+
+def parted(folder: Path, vectors: np.ndarray, part_rows: int, runner: str = LOCAL, options: Any = ()) -> PartedVectors:
+    work = WorkFolder(folder.as_uri())
+    values = pa.array(list(vectors), pa.list_(pa.float32()))
+    parts = work.write_parts("vectors", pa.table({"vector": values}), part_rows)
+    return PartedVectors(work, parts, part_rows, *vectors.shape, lambda: open_pipeline(runner, options))
+
+
+def same(one: RQKMeans, other: RQKMeans) -> None:
+    for mine, theirs in zip(one.codebooks_, other.codebooks_, strict=True):
+        assert mine.tobytes() == theirs.tobytes()
+    assert (one.codes_ == other.codes_).all()
+    assert (one.inertia_, one.n_iter_, one.n_refinements_) == (other.inertia_, other.n_iter_, other.n_refinements_)
+
+
+def model(**more: Any) -> RQKMeans:
+    return RQKMeans(**({"n_layers": 2, "codebook_size": (9, 7), "iterations": 2, "refinements": 1, "seed": 4} | more))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("part_rows", "layers"), [(97, 2), (256, 1)])
+def test_parts_of_any_size_give_the_codebook_of_one_machine(tmp_path: Path, part_rows: int, layers: int) -> None:
+    vectors = matrix("normal", ROWS, DIM, 1)
+    heard: list[Any] = []
+    how = {"n_layers": layers, "codebook_size": (9, 7)[:layers]}
+    found = model(**how).fit_source(parted(tmp_path, vectors, part_rows), callback=heard.append)
+    same(found, model(**how).fit(vectors))
+    assert [(one.layer, one.iteration) for one in heard] == [
+        *((layer, iteration) for layer in range(1, layers + 1) for iteration in (1, 2)),
+        *([(0, 1)] if layers > 1 else []),
+    ]
+
+
+@pytest.mark.slow
+def test_short_lists_of_near_centroids_go_from_step_to_step(tmp_path: Path) -> None:
+    vectors = matrix("normal", ROWS, DIM, 2)
+    layers = {"n_layers": 1, "codebook_size": WORTH_IT + 9}
+    same(model(**layers).fit_source(parted(tmp_path, vectors, 200)), model(**layers).fit(vectors))
+
+
+@pytest.mark.slow
+def test_empty_clusters_are_repaired_alike(tmp_path: Path) -> None:
+    vectors = matrix("duplicates", 300, DIM, 3)
+    far = np.full((4, DIM), 50, np.float32)
+    first, second = np.concatenate([vectors[:5], far]), np.concatenate([vectors[:3] * 0.1, far])
+    clustered = {"n_layers": 1, "codebook_size": 9, "warm_start_codebooks": [first]}
+    for started in (clustered, {"warm_start_codebooks": [first, second], "iterations": 1}):
+        repairs: list[int] = []
+        source = parted(tmp_path / str(len(started)), vectors, 70)
+        found = model(**started).fit_source(source, callback=lambda one, heard=repairs: heard.append(one.repaired))
+        assert started is not clustered or sum(repairs) >= 4
+        same(found, model(**started).fit(vectors))
+        assert [len(np.unique(layer)) for layer in found.codes_.T] == [len(book) for book in found.codebooks_]
+
+
+@pytest.mark.slow
+def test_a_bundle_that_fails_and_is_tried_again_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, failed = exact_sums.SumPart.process, set()
+
+    def failing(self: Any, element: str, arrays: str) -> Any:
+        found = list(whole(self, element, arrays))  # its files are written
+        if (self._job.operation, element) not in failed:
+            failed.add((self._job.operation, element))
+            raise RuntimeError("this worker was lost")
+        yield from found
+
+    monkeypatch.setattr(exact_sums.SumPart, "process", failing)
+    vectors = matrix("normal", 150, DIM, 5)
+    few = {"n_layers": 1, "codebook_size": 5}
+    found = model(**few).fit_source(parted(tmp_path, vectors, 60, RETRYING))
+    monkeypatch.undo()
+    same(found, model(**few).fit(vectors))
+    assert {operation for operation, _ in failed} >= {"extent", "step", "assign", "take"}
+
+
+def test_sums_merge_in_any_order_and_leave_what_they_merge() -> None:
+    vectors, centroids = matrix("normal", 90, 3, 6), matrix("normal", 4, 3, 7)
+    parts = []
+    for start in range(0, 90, 30):
+        sums = ClusterSums.none(4, 3, fraction_bits(90))
+        block = vectors[start : start + 30]
+        labels = ((block[:, None] - centroids) ** 2).sum(axis=2).argmin(axis=1)
+        sums.add(block, labels, centroids, start)
+        parts.append(sums)
+    before = parts[0].to_arrays()["sums"].copy()
+    merge = MergeSums()
+    forward = merge.merge_accumulators([merge.add_input(None, parts[0]), None, merge.merge_accumulators(parts[1:])])
+    backward = merge.merge_accumulators(reversed(parts))
+    assert (parts[0].sums == before).all()
+    for name, array in forward.to_arrays().items():
+        assert (array == backward.to_arrays()[name]).all()
+    assert ClusterSums.from_arrays(forward.to_arrays()).inertia == forward.inertia
+    assert merge.merge_accumulators([None, merge.create_accumulator()]) is None
