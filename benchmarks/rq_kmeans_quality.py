@@ -28,6 +28,8 @@ PROGRESSIVE = ("Train_progressive_dim",)
 REFINED = ("Train_default", "Train_refine_codebook")
 PROGRESSIVE_REFINED = (*PROGRESSIVE, "Train_refine_codebook")
 TOP_BEAM = ("Train_default", "Train_top_beam")
+REFINED_TOP_BEAM = (*PROGRESSIVE_REFINED, "Train_top_beam")
+TRAININGS = (PROGRESSIVE, PROGRESSIVE_REFINED, REFINED)
 Metrics = dict[str, Any]
 
 
@@ -40,7 +42,7 @@ class Contest:
     iterations: int = 25
     seed: int = 0
     epochs: int = 200
-    rq_trainings: tuple[tuple[str, ...], ...] = (PROGRESSIVE, PROGRESSIVE_REFINED, REFINED)
+    rq_trainings: tuple[tuple[str, ...], ...] = TRAININGS
 
     def run(self, dataset: Dataset) -> dict[str, Metrics]:
         """Metrics of every contestant, ours first."""
