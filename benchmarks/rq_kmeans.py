@@ -50,12 +50,12 @@ class Plan:
 FULL = Plan(256, 12_000, (1_000_000, 128, 256), (100_000, 128, 2048), Growth(25_000, 64, 256))
 QUICK = Plan(
     64,
-    1500,
-    (20_000, 64, 64),
+    1000,
+    (15_000, 64, 64),
     (20_000, 64, 256),
     Growth(5_000, 32, 64, (1, 2, 4), 3),
-    epochs=25,
-    large_epochs=15,
+    epochs=15,
+    large_epochs=10,
     descriptions=False,
     large_trainings=TRAININGS,
 )

