@@ -111,6 +111,9 @@ class NearestCentroid:
     def _in_float64(
         self, block: npt.NDArray[np.float64], norms: npt.NDArray[np.float64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        from tokenization.compiled import squared_distance
+        from tokenization.nearest_kernels import nearest_listed
+
         scores = block @ self._wide.T
         scores *= -2
         scores += self._squares
@@ -119,11 +122,8 @@ class NearestCentroid:
         limit = np.nextafter(scores.min(axis=1) + bound, np.inf)
         labels, distances = np.empty(len(block), np.int64), np.empty(len(block))
         for row, near in enumerate(scores <= limit[:, None]):
-            candidates = np.flatnonzero(near)
-            difference = block[row] - self._wide[candidates]
-            squared = np.einsum("ij,ij->i", difference, difference)
-            place = squared.argmin()
-            labels[row], distances[row] = candidates[place], squared[place]
+            nearest_listed(block[row : row + 1], self._wide, np.flatnonzero(near)[None], labels[row : row + 1])
+            distances[row] = squared_distance(block[row], self._wide[labels[row]])
         return labels, distances
 
 

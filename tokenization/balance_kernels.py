@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from tokenization.nearest_kernels import _compiled
+from tokenization.compiled import compiled
 
 
-@_compiled(set())
+@compiled(set())
 def auction(
     state: Any,
     queue: Any,
@@ -72,7 +72,7 @@ def auction(
     return asked
 
 
-@_compiled(set())
+@compiled(set())
 def _push(bids: Any, holders: Any, size: int, bid: float, row: int) -> None:
     place = size
     while place > 0:
@@ -84,7 +84,7 @@ def _push(bids: Any, holders: Any, size: int, bid: float, row: int) -> None:
     bids[place], holders[place] = bid, row
 
 
-@_compiled(set())
+@compiled(set())
 def _replace_first(bids: Any, holders: Any, bid: float, row: int) -> None:
     size, place = len(bids), 0
     while True:
@@ -101,7 +101,7 @@ def _replace_first(bids: Any, holders: Any, bid: float, row: int) -> None:
     bids[place], holders[place] = bid, row
 
 
-@_compiled(set())
+@compiled(set())
 def lowest_values(starts: Any, lengths: Any, tokens: Any, distances: Any, prices: Any, found: Any) -> None:
     """A lower bound (n,) on each row's smallest distance + price over all clusters."""
     for row in range(len(found)):

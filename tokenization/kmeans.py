@@ -17,7 +17,18 @@ from tokenization.cluster_sums import ClusterSums, fraction_bits
 from tokenization.lloyd import Callback, Iteration, Source, add_assigned
 from tokenization.progress import progress_bar
 from tokenization.shortlisted import WORTH_IT, Shortlists
-from tokenization.vectors import ArrayRows, ArrowRows, BadVectors, Extent, FloatArray, Rows, ScaledRows, blocks, check_finite
+from tokenization.vectors import (
+    ArrayRows,
+    ArrowRows,
+    BadVectors,
+    Extent,
+    FloatArray,
+    Rows,
+    RowsOver,
+    ScaledRows,
+    blocks,
+    check_finite,
+)
 
 __all__ = ["Callback", "Clustering", "Iteration", "KMeans", "LocalSource", "cluster", "cluster_source"]
 
@@ -180,34 +191,15 @@ def cluster_source(source: Source[npt.NDArray[np.int32]], n_clusters: int, **how
 
 
 @dataclass(frozen=True)
-class LocalSource:
+class LocalSource(RowsOver):
     """Rows summed over in this process (``lloyd.Source``); labels are an array (n,) int32. With ``lists`` most steps compare a
     row with its nearest few centroids only. The rows may be a part, from ``first_row``, of ``of_rows`` in all."""
 
-    rows: Rows
     backend: Backend = "auto"
     n_threads: int | None = None
     lists: Shortlists | None = None
     first_row: int = 0
     of_rows: int | None = None
-
-    @property
-    def n(self) -> int:
-        """Rows."""
-        return self.rows.n
-
-    @property
-    def dim(self) -> int:
-        """Columns."""
-        return self.rows.dim
-
-    def block(self, start: int, stop: int) -> FloatArray:
-        """Rows ``start`` to ``stop``."""
-        return self.rows.block(start, stop)
-
-    def take(self, indices: npt.NDArray[np.int64]) -> FloatArray:
-        """The rows at ``indices``."""
-        return self.rows.take(indices)
 
     def extent(self) -> Extent:
         """Of all rows."""

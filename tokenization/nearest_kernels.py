@@ -5,11 +5,11 @@ its lower bound. Products come from a matrix library, tile by tile, so that a ti
 n × k matrix is never whole. Numba compiles once and keeps the machine code beside this file or in the user's cache.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
+
+from tokenization.compiled import compiled, squared_distance
 
 MAX_CANDIDATES = 128
 """Candidates that a row may keep; a row that needs more is overfull, and goes another way."""
@@ -20,19 +20,7 @@ _MATH = {"reassoc", "nnan", "nsz", "contract"}
 """Scores are finite and their bounds allow for rounding in any order; infinities stay what they are."""
 
 
-def _compiled(math: set[str]) -> Callable[[Any], Any]:
-    """Compile a function at its first call; where no folder for machine code can be written, once a process."""
-
-    def compiled(function: Any) -> Any:
-        try:
-            return numba.njit(cache=True, nogil=True, fastmath=math)(function)
-        except RuntimeError:  # no cache locator
-            return numba.njit(nogil=True, fastmath=math)(function)
-
-    return compiled
-
-
-@_compiled(_MATH)
+@compiled(_MATH)
 def scan_float32(
     products: Any, squares: Any, first: int, unit: Any, slack: Any, best: Any, kept: Any, scores: Any, counts: Any
 ) -> None:
@@ -65,7 +53,7 @@ def scan_float32(
                     break
 
 
-@_compiled(_MATH)
+@compiled(_MATH)
 def scan_int8(
     products: Any,
     squares: Any,
@@ -114,7 +102,7 @@ def scan_int8(
                     break
 
 
-@_compiled(set())
+@compiled(set())
 def _keep(row: int, centroid: int, score: Any, limit: Any, kept: Any, scores: Any, counts: Any) -> None:
     """Add a candidate; a full row first drops those that a smaller score has ruled out since."""
     count = counts[row]
@@ -131,30 +119,26 @@ def _keep(row: int, centroid: int, score: Any, limit: Any, kept: Any, scores: An
     counts[row] = count + 1
 
 
-@_compiled({"reassoc", "contract"})
+@compiled(set())
 def decide(block: Any, centroids: Any, limits: Any, kept: Any, scores: Any, counts: Any, labels: Any, distances: Any) -> None:
     """Label (lowest index on ties) and squared distance of each row that has candidates, by float64 differences.
 
     ``limits`` (rows,) is the largest score that is still a candidate. Rows without candidates, or overfull, get label −1.
     """
-    rows, dim = block.shape
-    for row in range(rows):
+    for row in range(len(block)):
         labels[row] = -1
         nearest = np.inf
         for place in range(max(counts[row], 0)):
             if scores[row, place] > limits[row]:
                 continue
             centroid = kept[row, place]
-            distance = 0.0
-            for column in range(dim):
-                difference = np.float64(block[row, column]) - np.float64(centroids[centroid, column])
-                distance += difference * difference
+            distance = squared_distance(block[row], centroids[centroid])
             if distance < nearest or (distance == nearest and centroid < labels[row]):
                 nearest, labels[row] = distance, centroid
         distances[row] = nearest
 
 
-@_compiled({"reassoc", "contract"})
+@compiled({"reassoc", "contract"})
 def quantise_rows(matrix: Any, codes: Any, scales: Any, errors: Any, lengths: Any) -> None:
     """8-bit ``codes`` (n, dim) of rows and their ``scales`` (n,) float32; float64 norms (n,) of x − x̂ and of x̂, rounded up."""
     rows, dim = matrix.shape
@@ -179,17 +163,13 @@ def quantise_rows(matrix: Any, codes: Any, scales: Any, errors: Any, lengths: An
         lengths[row] = np.sqrt(length) * (1 + 1e-9)
 
 
-@_compiled({"reassoc", "contract"})
+@compiled(set())
 def nearest_listed(block: Any, centroids: Any, listed: Any, labels: Any) -> None:
     """Label of each row: the nearest of the centroids ``listed`` (n, most) for it, by float64 (ties: the lowest index)."""
-    rows, dim = block.shape
-    for row in range(rows):
+    for row in range(len(block)):
         nearest = np.inf
         for place in range(listed.shape[1]):
             centroid = np.int64(listed[row, place])
-            distance = 0.0
-            for column in range(dim):
-                difference = np.float64(block[row, column]) - np.float64(centroids[centroid, column])
-                distance += difference * difference
+            distance = squared_distance(block[row], centroids[centroid])
             if distance < nearest or (distance == nearest and centroid < labels[row]):
                 nearest, labels[row] = distance, centroid

@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from tokenization.nearest_kernels import OVERFULL, _compiled
+from tokenization.compiled import compiled, squared_distance
+from tokenization.nearest_kernels import OVERFULL
 
 _STEP = 128
 """Scores that are looked at together: mostly none of them is small enough, which vector code finds out at once."""
 
 
-@_compiled({"reassoc", "nnan", "nsz", "contract"})
+@compiled({"reassoc", "nnan", "nsz", "contract"})
 def scan(
     products: Any, squares: Any, offsets: Any, first: int, prefix: int, slack: Any, best: Any, kept: Any, scores: Any, counts: Any
 ) -> None:
@@ -50,7 +51,7 @@ def scan(
                 break
 
 
-@_compiled(set())
+@compiled(set())
 def _keep(row: int, prefix: int, token: int, score: Any, limit: Any, kept: Any, scores: Any, counts: Any) -> None:
     """Add a candidate; a full row first drops those that smaller scores have ruled out since."""
     count, most = counts[row], scores.shape[1]
@@ -68,14 +69,14 @@ def _keep(row: int, prefix: int, token: int, score: Any, limit: Any, kept: Any, 
     counts[row] = count + 1
 
 
-@_compiled({"reassoc", "contract"})
+@compiled({"reassoc", "contract"})
 def decide(residuals: Any, centroids: Any, limits: Any, kept: Any, scores: Any, counts: Any, chosen: Any, errors: Any) -> None:
     """The best candidates by float64 differences: ``chosen`` (rows, keep, 2) prefix and token, ``errors`` (rows, keep).
 
     ``residuals`` (rows, prefixes, dim) float64. Candidates are in ascending order of (prefix, token); those with a score above
     ``limits`` (rows,) don't count. Ascending by error; ties: the candidate that comes first. Overfull rows are left alone.
     """
-    last, dim = errors.shape[1] - 1, residuals.shape[2]
+    last = errors.shape[1] - 1
     for row in range(len(counts)):
         if counts[row] == OVERFULL:
             continue
@@ -84,10 +85,7 @@ def decide(residuals: Any, centroids: Any, limits: Any, kept: Any, scores: Any, 
             if scores[row, number] > limits[row]:
                 continue
             prefix, token = kept[row, number, 0], kept[row, number, 1]
-            error = 0.0
-            for column in range(dim):
-                difference = residuals[row, prefix, column] - np.float64(centroids[token, column])
-                error += difference * difference
+            error = squared_distance(residuals[row, prefix], centroids[token])
             if error < errors[row, last]:
                 place = last
                 while place > 0 and errors[row, place - 1] > error:

@@ -19,7 +19,7 @@ from tokenization.kmeans import LocalSource
 from tokenization.lloyd import Source
 from tokenization.residual import Codes
 from tokenization.shortlisted import Shortlists
-from tokenization.vectors import Extent, FloatArray, Rows, ScaledRows, blocks
+from tokenization.vectors import Extent, FloatArray, Rows, RowsOver, ScaledRows, blocks
 
 
 @dataclass
@@ -76,32 +76,13 @@ class VectorSource(Rows, Protocol):
 
 
 @dataclass(frozen=True)
-class LocalVectors:
+class LocalVectors(RowsOver):
     """Vectors summed over in this process. They may be a part, from ``first_row``, of ``of_rows`` in all."""
 
-    rows: Rows
     backend: Backend = "auto"
     n_threads: int | None = None
     first_row: int = 0
     of_rows: int | None = None
-
-    @property
-    def n(self) -> int:
-        """Rows."""
-        return self.rows.n
-
-    @property
-    def dim(self) -> int:
-        """Columns."""
-        return self.rows.dim
-
-    def block(self, start: int, stop: int) -> FloatArray:
-        """Rows ``start`` to ``stop``."""
-        return self.rows.block(start, stop)
-
-    def take(self, indices: npt.NDArray[np.int64]) -> FloatArray:
-        """The rows at ``indices``."""
-        return self.rows.take(indices)
 
     def extent(self) -> Extent:
         """Of all vectors."""
@@ -131,22 +112,11 @@ class LocalVectors:
 
 
 @dataclass(frozen=True)
-class ResidualRows:
+class ResidualRows(RowsOver):
     """What the first layers leave of some rows, computed when read."""
 
-    rows: Rows
     codebooks: tuple[FloatArray, ...]
     codes: Codes
-
-    @property
-    def n(self) -> int:
-        """Rows."""
-        return self.rows.n
-
-    @property
-    def dim(self) -> int:
-        """Columns."""
-        return self.rows.dim
 
     def block(self, start: int, stop: int) -> FloatArray:
         """Residuals of rows ``start`` to ``stop``."""

@@ -128,15 +128,10 @@ def _arrow_matrix(chunk: "pa.FixedSizeListArray") -> npt.NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class ScaledRows:
-    """Rows moved to mean 0 and a spread of about 1, which keeps float32 distances exact at any offset and scale.
-
-    ``scale`` is a power of two, so that scaling itself rounds nothing; ``shift`` is in scaled units.
-    """
+class RowsOver:
+    """Rows read from others, as they are; a subclass changes what ``block`` and ``take`` give."""
 
     rows: Rows
-    scale: float
-    shift: FloatArray
 
     @property
     def n(self) -> int:
@@ -147,6 +142,25 @@ class ScaledRows:
     def dim(self) -> int:
         """Columns."""
         return self.rows.dim
+
+    def block(self, start: int, stop: int) -> FloatArray:
+        """Rows ``start`` to ``stop``."""
+        return self.rows.block(start, stop)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> FloatArray:
+        """The rows at ``indices``."""
+        return self.rows.take(indices)
+
+
+@dataclass(frozen=True)
+class ScaledRows(RowsOver):
+    """Rows moved to mean 0 and a spread of about 1, which keeps float32 distances exact at any offset and scale.
+
+    ``scale`` is a power of two, so that scaling itself rounds nothing; ``shift`` is in scaled units.
+    """
+
+    scale: float
+    shift: FloatArray
 
     def block(self, start: int, stop: int) -> FloatArray:
         """Rows ``start`` to ``stop``, scaled."""
