@@ -75,7 +75,7 @@ class Registry:
     ) -> Artefact:
         """Publish files (paths or contents) and metadata as one artefact; ``latest`` then names it.
 
-        Killed at any moment, it leaves either no artefact or a whole one.
+        Killed at any moment, it leaves either no artefact or a whole one. One of the same content that was damaged is replaced.
         """
         folder = self.root / _checked(kind, "kind")
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,14 +88,28 @@ class Registry:
             (staging / f"{kind}.json").write_text(json.dumps({"version": version, **body}, indent=1, sort_keys=True) + "\n")
             try:
                 os.rename(staging, folder / version)
-            except OSError:  # the same content is there already
-                if not (folder / version / f"{kind}.json").is_file():
+            except OSError:  # the same content is there already, whole or damaged since
+                if not (folder / version).is_dir():
                     raise
+                if not self._is_whole(kind, version):
+                    os.rename(folder / version, staging / "damaged")
+                    os.rename(staging, folder / version)
+                    shutil.rmtree(folder / version / "damaged")
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         if latest:
             self.set_latest(kind, version)
         return self.load(kind, version)
+
+    def _is_whole(self, kind: str, version: str) -> bool:
+        """Whether a version's manifest and files are what was published."""
+        try:
+            artefact = self.load(kind, version)
+            for name in artefact.files:
+                artefact.file(name)
+        except BadInput:
+            return False
+        return True
 
     def set_latest(self, kind: str, version: str) -> None:
         """Make ``latest`` name a version that exists."""
@@ -139,9 +153,19 @@ class Registry:
             raise BadInput(f"{manifest}: not a manifest of ours (truncated or foreign); publish it again") from error
         if body.get("version") != expected or expected != chosen or body["kind"] != kind:
             raise BadInput(f"{manifest}: altered (its content does not give version {chosen}); publish it again")
+        if not isinstance(body["metadata"], dict) or not _are_entries(body["files"]):
+            raise BadInput(f"{manifest}: not a manifest of ours (foreign); publish it again")
         for name in body["files"]:
             _checked(name, "file")
         return Artefact(kind, chosen, folder, body["metadata"], body["files"])
+
+
+def _are_entries(files: Any) -> bool:
+    """Whether a manifest's files have what ``Artefact.file`` compares."""
+    return isinstance(files, dict) and all(
+        isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
+        for entry in files.values()
+    )
 
 
 def file_sha256(path: Path) -> str:

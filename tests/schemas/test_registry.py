@@ -1,5 +1,6 @@
 """Artefacts are immutable and checked: what is truncated, altered, foreign or half published is never loaded."""
 
+import hashlib
 import json
 import threading
 
@@ -39,6 +40,35 @@ def test_a_damaged_file_is_named(registry, damage):
     damage(artefact.folder / "a.safetensors")
     with pytest.raises(BadInput, match=r"a\.safetensors"):
         registry.load("codebook").file("a.safetensors")
+
+
+@pytest.mark.parametrize("damaged", ["a.safetensors", "codebook.json"])
+def test_what_was_damaged_is_mended_by_publishing_it_again(registry, damaged):
+    artefact = registry.publish("codebook", {"sizes": [4]}, {"a.safetensors": b"abc"})
+    (artefact.folder / damaged).write_bytes(b"{}")
+    again = registry.publish("codebook", {"sizes": [4]}, {"a.safetensors": b"abc"})
+    assert again == artefact
+    assert again.file("a.safetensors").read_bytes() == b"abc"
+    assert sorted(path.name for path in again.folder.iterdir()) == ["a.safetensors", "codebook.json"]
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"metadata": ["a list"], "files": {}},
+        {"metadata": {}, "files": ["a"]},
+        {"metadata": {}, "files": {"a": {"sha256": "0"}}},
+        {"metadata": {}, "files": {"a": None}},
+    ],
+)
+def test_a_consistent_manifest_of_another_shape_is_named(registry, foreign):
+    body = {"kind": "codebook", **foreign}
+    version = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
+    folder = registry.root / "codebook" / version
+    folder.mkdir(parents=True)
+    (folder / "codebook.json").write_text(json.dumps({"version": version, **body}))
+    with pytest.raises(BadInput, match=r"codebook\.json: not a manifest of ours"):
+        registry.load("codebook", version)
 
 
 def test_an_altered_or_foreign_manifest_is_named(registry):
