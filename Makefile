@@ -4,6 +4,8 @@ HARDWARE ?= cpu
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
+# Test files at once; each of them may start a JVM of 1.5 GB.
+WORKERS ?= 2
 STAMP := $(VENV)/.installed-$(HARDWARE)
 
 .PHONY: setup demo test check lint types fast format lock clean
@@ -18,7 +20,7 @@ demo: setup
 	$(BIN)/onerec demo --out $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: setup lint types fast
 
