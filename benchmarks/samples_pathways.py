@@ -44,7 +44,8 @@ NO_CAP = "samples.user_day_cap=1000000000"
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in events, and how often each is measured; ``side`` is the size of the questions that are no slopes."""
+    """Sizes in events, and how often each is measured; ``side`` is the size of the questions that are no slopes, where
+    ``histories`` counts the rounds of the one about long histories."""
 
     sizes: tuple[int, ...]
     repeats: int
@@ -53,6 +54,7 @@ class Plan:
     skew_buckets: int = 32
     memory: str = "4g"
     peer_memory: str = "8GB"
+    histories: int = 3
 
     def peer_rounds(self, events: int) -> int:
         """How often the peer is measured at a size."""
@@ -131,7 +133,7 @@ class Benchmark:
         with a_folder() as folder:
             world = World(self.plan.side, seed=self.seed)
             prepared = {times: self._prepared(folder / f"times{times}", world, times=times) for times in (1, 10)}
-            for _ in range(max(3, self.plan.repeats)):
+            for _ in range(self.plan.histories):
                 for times, (before, zones) in prepared.items():
                     lake = clone(before, folder / "lake")
                     self.product.step("ingest", lake.root, DAY, "--landing", str(zones["parquet"]))

@@ -19,6 +19,10 @@ class ItemSketch:
 
     def add(self, keys: np.ndarray) -> None:
         """Take keys in, in any order, repeated or not."""
+        if len(self.keys) == self._kept:  # most of a large merge ends here: what is above the largest kept is not looked at again
+            keys = keys[keys.view(np.uint64) < self.keys[-1:].view(np.uint64)]
+        if not len(keys):
+            return
         smallest = np.unique(np.concatenate([self.keys, keys]).view(np.uint64))[: self._kept]
         self.keys = smallest.view(np.int64)
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.codebook_transform import new_model, start_codebooks
+from pipelines.codebook_refresh import Previous, published_codes, train_from
 from pipelines.exact_training import PartedVectors
 from pipelines.runner import open_pipeline
 from pipelines.work import WorkFolder
@@ -31,7 +31,7 @@ class ExactTraining:
     registry: Registry
     work: WorkFolder
     section: CodebookSection
-    start_from: str | None
+    previous: Previous | None
     runner: str
     options: Sequence[str]
     progress: Callable[[str], None]
@@ -41,24 +41,24 @@ class ExactTraining:
         vectors: pa.RecordBatchReader,
         size: tuple[int, int],
         categories: Sequence[str | None],
+        tokens: pa.ChunkedArray,
         pairs: npt.NDArray[np.int64],
         metadata: dict[str, Any],
     ) -> None:
         """Train on ``vectors`` (column ``vector``; ``size`` is (n, dim)) and publish, which is the first trace in the registry.
 
-        ``categories`` (n,) and ``pairs`` (m, 2) row numbers are for the metrics.
+        ``categories`` (n,) and ``pairs`` (m, 2) row numbers are for the metrics, ``tokens`` (n,) those of unchanged items.
         """
         n, dim = size
         part_rows = max(1, PART_VALUES // dim)
         parts = self.work.write_parts("vectors", vectors, part_rows)
         backend = self.section.backend
         source = PartedVectors(self.work, parts, part_rows, n, dim, lambda: open_pipeline(self.runner, self.options), backend)
-        warm = start_codebooks(self.registry, self.start_from, self.section.sizes, dim)
-        model = new_model(self.section, warm).fit_source(source, callback=self._tell)
+        published = published_codes(tokens, len(self.section.sizes))
+        model, refresh = train_from(self.section, source, self.previous, published, self._tell)
         metrics = codebook_metrics(model.codes_, self.section.sizes, labels=categories, pairs=pairs)
         _add_errors(metrics, model, total_variance(source))
-        told = {"metrics": metrics, "warm_started_from": self.start_from if warm else None}
-        publish_codebook(self.registry, model, metadata | told)
+        publish_codebook(self.registry, model, metadata | {"metrics": metrics} | refresh)
 
     def _tell(self, done: Iteration) -> None:
         where = f"layer {done.layer}, iteration" if done.layer else "refinement"

@@ -1,9 +1,9 @@
 """``onerec train-codebook``: RQ-KMeans on the fused vectors of a fusion version, published as a codebook.
 
 A Beam job whose training runs on one worker, on a sample drawn by category; or, with ``codebook.training: exact``, a Beam job for
-each step of it, on every vector. It starts from the previous codebook where that
-has the same sizes and dimension, so that a refresh changes no more tokens than it must. Run again on the same vectors and
-configuration it publishes nothing new.
+each step of it, on every vector. It starts from the previous codebook where that has the same sizes and a space that the new
+one is near to, so that a refresh changes no more tokens than it must (``pipelines.codebook_refresh``). Run again on the same
+vectors and configuration it publishes nothing new.
 """
 
 import datetime as dt
@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
@@ -28,9 +28,12 @@ from schemas.config import CodebookSection
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Registry
-from schemas.runs import TableCounts, step_run
-from schemas.tables import CO_INTERACTION, ITEM_VECTORS, ITEMS
+from schemas.runs import StepRun, TableCounts, step_run
+from schemas.tables import CO_INTERACTION, ITEM_TOKENS, ITEM_VECTORS, ITEMS
 from tokenization.sampling import stratified_sample
+
+if TYPE_CHECKING:
+    from pipelines.codebook_refresh import Previous
 
 STEP = "train-codebook"
 _OF_TOKENIZE = {"collisions", "collision_cap", "collision_max_error", "collision_suffixes"}
@@ -67,7 +70,7 @@ def run(
         latest = registry.latest("codebook")
         reused = latest is not None and registry.load("codebook", latest).metadata.get("inputs_hash") == inputs_hash
         if not reused:
-            from pipelines.codebook_transform import start_codebooks
+            from pipelines.codebook_refresh import find_previous, previous_version
 
             dim = _check_sizes(connection, version, rows, section)
             metadata = {
@@ -77,18 +80,24 @@ def run(
                 "inputs": dict(step.inputs),
                 "inputs_hash": inputs_hash,
             }
-            # Read here too, so that a damaged one is one line and not a worker's trace.
-            start_codebooks(registry, latest, section.sizes, dim)
+            before = previous_version(registry)
+            previous = find_previous(connection, registry, before, version, dim, section)
+            rows = rows.append_column("tokens", _tokens(lake, step, connection, before, rows))
             progress(f"train-codebook: {rows.num_rows} vectors of fusion {version}, layers of {list(section.sizes)}")
+            if runner == LOCAL:
+                from tokenization import arithmetic
+
+                progress(f"train-codebook: assignment by {arithmetic.described()}")
             pairs = pair_rows(named, rows["item_id"])
             if section.training == "exact":
                 from pipelines.exact_codebook import ExactTraining
 
                 vectors = connection.sql(f"SELECT vector FROM ({_fused(version)}) ORDER BY item_id").to_arrow_reader()
-                training = ExactTraining(registry, work, section, latest, runner, options, progress)
-                training.publish(vectors, (rows.num_rows, dim), rows["category"].to_pylist(), pairs, metadata)
+                training = ExactTraining(registry, work, section, previous, runner, options, progress)
+                categories = rows["category"].to_pylist()
+                training.publish(vectors, (rows.num_rows, dim), categories, rows["tokens"], pairs, metadata)
             else:
-                _train_on_sample(registry, work, section, latest, runner, options, rows, pairs, metadata)
+                _train_on_sample(registry, work, section, previous, runner, options, rows, pairs, metadata)
         step.table(ITEM_VECTORS, _accounting(connection, version, rows.num_rows, reused=reused))
         artefact = registry.load("codebook")
         step.extra |= {
@@ -96,6 +105,7 @@ def run(
             "fusion_version": version,
             "reused": reused,
             "warm_started_from": artefact.metadata.get("warm_started_from"),
+            "refresh": artefact.metadata.get("refresh"),
             "metrics": _summary(artefact.metadata["metrics"]),
         }
     return step.to_json()
@@ -105,27 +115,40 @@ def _train_on_sample(
     registry: Registry,
     work: WorkFolder,
     section: CodebookSection,
-    start_from: str | None,
+    previous: "Previous | None",
     runner: str,
     options: Sequence[str],
     rows: pa.Table,
     pairs: npt.NDArray[np.int64],
     metadata: dict[str, Any],
 ) -> None:
-    """Have one worker train on rows (item_id, content_hash, category, vector) and publish."""
+    """Have one worker train on rows (item_id, content_hash, category, vector, tokens) and publish."""
     from pipelines.codebook_transform import TrainCodebook
     from pipelines.part_transforms import map_parts
 
+    if previous:
+        previous.save(work)
     task = {
         "training": work.write_part("training", rows),
         "pairs": work.write_part("pairs", pa.table({"a": pairs[:, 0], "b": pairs[:, 1]})),
         "section": section.model_dump(mode="json"),
         "metadata": metadata,
-        "start_from": start_from,
+        "previous": previous.told if previous else None,
         "progress_bar": runner == LOCAL and sys.stderr.isatty(),
     }
     with open_pipeline(runner, options) as pipeline:
-        map_parts(pipeline, [json.dumps(task)], TrainCodebook(registry.root))
+        map_parts(pipeline, [json.dumps(task)], TrainCodebook(registry.root, work))
+
+
+def _tokens(
+    lake: Lake, step: StepRun, connection: duckdb.DuckDBPyConnection, version: str | None, rows: pa.Table
+) -> pa.ChunkedArray:
+    """The tokens that each of ``rows`` has with a codebook, null for a new or changed item."""
+    connection.register("item_tokens", lake.dataset(ITEM_TOKENS, step.reads(lake, ITEM_TOKENS)))
+    connection.register("named", rows.select(["item_id", "content_hash"]))
+    known = f"SELECT item_id, content_hash, tokens FROM item_tokens WHERE codebook_version = {quoted(version or '')}"
+    found = f"SELECT tokens FROM named LEFT JOIN ({known}) USING (item_id, content_hash) ORDER BY item_id"
+    return connection.sql(found).to_arrow_table()["tokens"]
 
 
 def _accounting(connection: duckdb.DuckDBPyConnection, version: str, sampled: int, *, reused: bool) -> TableCounts:

@@ -1,7 +1,8 @@
 """``onerec train-fusion``: trains the fusion model on the lake's vectors and pairs, and publishes it.
 
 Between two Beam jobs, in PyTorch, on one machine. Killed and started again it goes on from its last checkpoint; run again on
-the same vectors, pairs and configuration it publishes nothing new.
+the same vectors, pairs and configuration it publishes nothing new. A refresh goes on from the live model's weights, so that
+vectors, and with them tokens, move little (docs/decisions/refresh.md).
 """
 
 import datetime as dt
@@ -18,6 +19,7 @@ import pyarrow as pa
 from pipelines.contents import create_contents, end_of
 from pipelines.fused_inputs import create_inputs, input_rows
 from pipelines.pairs import latest_pairs, pair_rows
+from pipelines.versions import fusion_version
 from pipelines.work import execute, query_engine
 from schemas.config import FusionSection
 from schemas.errors import BadInput
@@ -26,7 +28,7 @@ from schemas.registry import Registry
 from schemas.runs import StepRun, TableCounts, step_run
 from schemas.tables import CO_INTERACTION, ITEM_VECTORS, ITEMS
 from tokenization.encoders import KINDS, Kind, encoder_set
-from tokenization.fusion_model import FUSION_FILE, FusionModel, FusionShape, fusion_bytes
+from tokenization.fusion_model import FUSION_FILE, FusionModel, FusionShape, fusion_bytes, load_fusion
 from tokenization.fusion_training import FusionData, pair_recall, split_pairs, train_fusion
 from tokenization.modalities import by_kind, presence
 
@@ -60,11 +62,13 @@ def run(
         if not reused:
             data = FusionData(by_kind(rows, dims), presence(rows["presence_mask"].to_numpy(), shape.kinds, KINDS), pairs)
             training, held_out = split_pairs(pairs, rows["item_id"].to_pylist())
-            folder = lake.local_path("checkpoints", f"fusion-{inputs_hash[:12]}")
+            before, start = _start(registry, shape, encoders, section)
+            folder = lake.local_path("checkpoints", f"fusion-{inputs_hash[:12]}-{before or 'scratch'}")
             model, losses = train_fusion(
                 shape,
                 FusionData(data.vectors, data.present, training),
                 section,
+                start=start,
                 checkpoints=folder,
                 progress=lambda done, loss: progress(done, section.steps, loss),
             )
@@ -80,6 +84,7 @@ def run(
                 "dim": shape.dim,
                 "metrics": metrics,
                 "training": section.model_dump(mode="json"),
+                "warm_started_from": before,
                 "pairs_date": day.isoformat() if day else None,
                 "inputs": dict(step.inputs),
                 "inputs_hash": inputs_hash,
@@ -93,6 +98,17 @@ def run(
         artefact = registry.load("fusion", latest)
         step.extra |= {"fusion_version": artefact.version, "reused": reused, "metrics": artefact.metadata["metrics"]}
     return step.to_json()
+
+
+def _start(
+    registry: Registry, shape: FusionShape, encoders: Mapping[Kind, str], section: FusionSection
+) -> tuple[str | None, FusionModel | None]:
+    """The live token set's model, or before the first one the newest, where it has this shape and these encoders."""
+    if section.start == "scratch" or registry.latest("fusion") is None:
+        return None, None
+    artefact, model = load_fusion(registry, fusion_version(registry, None, refresh=False))
+    fits = model.shape == shape and artefact.metadata["encoders"] == dict(encoders)
+    return (artefact.version, model) if fits else (None, None)
 
 
 def _rows(lake: Lake, step: StepRun, date: dt.date | None) -> tuple[dict[Kind, str], pa.Table]:

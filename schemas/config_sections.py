@@ -198,6 +198,8 @@ class FusionSection(Section):
     """Weight of predicting the text vector."""
     seed: int = 0
     """Of initial weights and batches."""
+    start: Literal["previous", "scratch"] = "previous"
+    """Weights to begin with: the live token set's, where shape and encoders are the same; or random ones."""
 
 
 class CodebookSection(Section):
@@ -215,6 +217,15 @@ class CodebookSection(Section):
     """On what: a sample by category, on one worker; or (exact) every item, each step summed by all workers of the pipeline."""
     max_training_items: Positive = 4_000_000
     """sample: a larger catalogue is sampled, by category."""
+    start: Literal["previous", "scratch"] = "previous"
+    """From what: the live token set's codebook, refined; or from scratch, tokens only renumbered to match that codebook's."""
+    max_churn: Share | None = 0.05
+    """Started from the previous codebook: the largest share of unchanged items that may get another code; null: any."""
+    max_rotation_error: Share = 0.25
+    """A new fusion model: how much of the vectors a turn of the space may leave unexplained for the previous codebook to be
+    started from; above it training starts from scratch, and tokens are only renumbered to match."""
+    report_cold_churn: bool = False
+    """Also train from scratch, to print how many more items that would change (twice the time)."""
     min_utilization: Share = 0.5
     """Gate: least share of a layer's tokens in use."""
     min_entropy_ratio: Share = 0.5

@@ -204,6 +204,16 @@ def write_atomically(uri: str, content: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
+    sync_folder(Path(path).parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a local folder outlast a loss of power, as ``fsync`` does for a file's content."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def parse_date(text: str, option: str = "--date") -> dt.date:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import BadInput
-from schemas.lake import Lake, write_atomically
+from schemas.lake import Lake, sync_folder, write_atomically
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 _COMMANDS = {
@@ -85,21 +85,36 @@ class Registry:
             listed = {_checked(name, "file"): _place(content, staging / name) for name, content in sorted(files.items())}
             body = {"kind": kind, "metadata": dict(metadata), "files": listed}
             version = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
-            (staging / f"{kind}.json").write_text(json.dumps({"version": version, **body}, indent=1, sort_keys=True) + "\n")
-            try:
-                os.rename(staging, folder / version)
-            except OSError:  # the same content is there already, whole or damaged since
-                if not (folder / version).is_dir():
-                    raise
-                if not self._is_whole(kind, version):
-                    os.rename(folder / version, staging / "damaged")
-                    os.rename(staging, folder / version)
-                    shutil.rmtree(folder / version / "damaged")
+            manifest = json.dumps({"version": version, **body}, indent=1, sort_keys=True) + "\n"
+            _place(manifest.encode(), staging / f"{kind}.json")
+            sync_folder(staging)
+            self._move_in(staging, kind, version)
+            sync_folder(folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         if latest:
             self.set_latest(kind, version)
         return self.load(kind, version)
+
+    def _move_in(self, staging: Path, kind: str, version: str) -> None:
+        """Give a staged artefact its name, unless a whole one has it."""
+        target = self.root / kind / version
+        while True:
+            try:
+                os.rename(staging, target)
+            except OSError:  # the same content is there already, whole or damaged since
+                if not target.is_dir():
+                    raise
+            else:
+                return
+            if self._is_whole(kind, version):
+                return
+            damaged = staging.with_name(f"{staging.name}-damaged")
+            try:
+                os.rename(target, damaged)
+            except FileNotFoundError:  # another publisher is mending it too
+                continue
+            shutil.rmtree(damaged)
 
     def _is_whole(self, kind: str, version: str) -> bool:
         """Whether a version's manifest and files are what was published."""

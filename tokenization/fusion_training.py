@@ -50,29 +50,34 @@ def train_fusion(
     data: FusionData,
     section: FusionSection,
     *,
+    start: FusionModel | None = None,
     checkpoints: Path | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> tuple[FusionModel, list[float]]:
     """Train on all of ``data.pairs``; returns the model and the loss of each step that this call ran.
 
+    ``start``: a model of the same shape whose weights to begin with, in place of random ones; it is left as it is.
     With ``checkpoints`` (a folder that belongs to this data and configuration alone) the state is kept every
     CHECKPOINT_STEPS steps and taken up again from there. ``progress`` hears (steps done, loss).
     """
     small = section.batch_size * section.dim <= SMALL_STEP
     with torch_threads(1 if small else None):
-        return _train(shape, data, section, checkpoints, progress)
+        return _train(shape, data, section, start, checkpoints, progress)
 
 
 def _train(
     shape: FusionShape,
     data: FusionData,
     section: FusionSection,
+    start: FusionModel | None,
     checkpoints: Path | None,
     progress: Callable[[int, float], None] | None,
 ) -> tuple[FusionModel, list[float]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(section.seed)
         model = FusionModel(shape)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=section.learning_rate, weight_decay=0.01)
     done = _resume(checkpoints, model, optimizer) if checkpoints else 0
     vectors = {kind: torch.from_numpy(data.vectors[kind]) for kind in shape.kinds}

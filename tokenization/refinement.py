@@ -56,13 +56,13 @@ def refine(
     epoch as of an iteration of layer 0, with the error of its greedy codes.
     """
     unit = scaled(source, source.extent())
-    start, _ = _filled(source, unit, _encoded(source, unit, list(codebooks)))
+    start, _ = filled(source, unit, encoded(source, unit, list(codebooks)))
     current = best = start
     ran, idle = 0, 0
     for epoch in range(1, epochs + 1):
         clock = time.perf_counter()
-        moved = _encoded(source, unit, refitted(current.codebooks, current.codes, current.totals(unit)))
-        current, repaired = _filled(source, unit, moved)
+        moved = encoded(source, unit, refitted(current.codebooks, current.codes, current.totals(unit)))
+        current, repaired = filled(source, unit, moved)
         ran = epoch
         if callback:
             callback(Iteration(0, epoch, epochs, current.inertia[-1], repaired, time.perf_counter() - clock))
@@ -99,7 +99,7 @@ def _meetings(codes: Codes, layer: int, other: int, size: int, other_size: int) 
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class Encoded:
     """Codebooks with what one read of the rows says of them."""
 
     codebooks: list[FloatArray]
@@ -128,17 +128,17 @@ class _Encoded:
         """Tokens without rows, of all layers."""
         return sum(len(codebook) - used for codebook, used in zip(self.codebooks, self.used, strict=True))
 
-    def lost(self, other: "_Encoded") -> bool:
+    def lost(self, other: "Encoded") -> bool:
         """Whether some layer uses fewer tokens than ``other``'s."""
         return any(one < before for one, before in zip(self.used, other.used, strict=True))
 
 
-def _encoded(source: VectorSource, unit: ScaledRows, codebooks: list[FloatArray]) -> _Encoded:
+def encoded(source: VectorSource, unit: ScaledRows, codebooks: list[FloatArray]) -> Encoded:
     sums, codes = source.encode(unit, codebooks)
-    return _Encoded(codebooks, codes, sums)
+    return Encoded(codebooks, codes, sums)
 
 
-def _filled(source: VectorSource, unit: ScaledRows, found: _Encoded) -> tuple[_Encoded, int]:
+def filled(source: VectorSource, unit: ScaledRows, found: Encoded) -> tuple[Encoded, int]:
     """The same with tokens without rows filled, as far as some rounds and the rows' variety allow; and how many were moved."""
     moved = 0
     for _ in range(_REPAIR_ROUNDS):
@@ -146,11 +146,11 @@ def _filled(source: VectorSource, unit: ScaledRows, found: _Encoded) -> tuple[_E
         if not len(worst):
             break
         moved += len(worst)
-        found = _encoded(source, unit, _repaired(source, found, worst))
+        found = encoded(source, unit, _repaired(source, found, worst))
     return found, moved
 
 
-def _repaired(rows: VectorSource, found: _Encoded, worst: npt.NDArray[np.int64]) -> list[FloatArray]:
+def _repaired(rows: VectorSource, found: Encoded, worst: npt.NDArray[np.int64]) -> list[FloatArray]:
     """Codebooks with each token that has no rows put where one of the ``worst`` rows lies, the first layer's first."""
     codebooks = [codebook.copy() for codebook in found.codebooks]
     taken = 0

@@ -19,10 +19,11 @@ from tokenization.kmeans import Clustering, cluster_source, rows_of
 from tokenization.lloyd import Callback, Source, all_of
 from tokenization.progress import progress_bar
 from tokenization.refinement import Refined, refine
+from tokenization.refresh import Refresh, judged, refreshed
 from tokenization.residual import Codes
 from tokenization.residual_start import residual_start
 from tokenization.vector_source import LocalVectors, VectorSource
-from tokenization.vectors import FloatArray, check_finite
+from tokenization.vectors import FloatArray, check_finite, scaled
 
 MAX_CODEBOOK_SIZE = 65536
 
@@ -37,11 +38,13 @@ class RQKMeans(TransformerMixin, BaseEstimator):
     how many times the mean cluster the largest may be (at least 1); ``warm_start_codebooks``, a list of arrays (size, dim),
     to start from a previous version: all layers are refined together from there, or, with ``refinements=0``, each is
     clustered anew from its own. Refining keeps more codes, since clustering the first layer alone undoes its refinement;
-    ``verbose``, a progress bar on standard error.
+    ``max_churn``, with a warm start, the largest share of rows whose code may differ from the one that the warm start's
+    codebooks give them: one epoch of refinement then, gone as far as that allows (``tokenization.refresh``; not with
+    ``balance``); ``verbose``, a progress bar on standard error.
 
     Attributes: ``codebooks_``, a list of float32 (size, dim); ``codes_`` uint16 (n, n_layers) of the training rows, equal
     to ``encode`` of them; ``inertia_``, the sum of squared residuals after each layer; ``n_iter_``, iterations by layer;
-    ``n_refinements_``, the epochs that ran.
+    ``n_refinements_``, the epochs that ran; ``refresh_``, after a warm start what became of the codes, else None.
 
     With ``balance`` the ``codes_`` respect the bound, ⌈balance · n / size⌉ rows a token, so they may differ from ``encode``,
     which stays the nearest token: a pure function of a row, that no other row has a say in.
@@ -63,6 +66,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         refinements: int = 3,
         balance: float | tuple[float | None, ...] | None = None,
         warm_start_codebooks: Sequence[npt.ArrayLike] | None = None,
+        max_churn: float | None = None,
         verbose: bool = False,
     ) -> None:
         self.n_layers = n_layers
@@ -76,34 +80,68 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         self.refinements = refinements
         self.balance = balance
         self.warm_start_codebooks = warm_start_codebooks
+        self.max_churn = max_churn
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None, *, callback: Callback | None = None) -> "RQKMeans":  # noqa: ARG002
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,  # noqa: ARG002
+        *,
+        unchanged: npt.NDArray[np.bool_] | None = None,
+        callback: Callback | None = None,
+    ) -> "RQKMeans":
         """Train on X (n, dim). ``callback`` hears of every iteration of a layer, and of every epoch of refinement as layer 0.
 
+        ``unchanged``, bool (n,), names the rows that ``max_churn`` is about (None: all); the others are new.
         Raises BadVectors (a ValueError) naming rows with NaN or infinity, ValueError for parameters that don't fit.
         """
         rows = rows_of(self, X, reset=True)
         with progress_bar(self.iterations, self.n_layers, enabled=self.verbose) as bar:
-            return self.fit_source(LocalVectors(rows, self.backend, self.n_threads), callback=all_of(callback, bar))
+            source = LocalVectors(rows, self.backend, self.n_threads)
+            return self.fit_source(source, unchanged=unchanged, callback=all_of(callback, bar))
 
-    def fit_source(self, source: VectorSource, *, callback: Callback | None = None) -> "RQKMeans":
+    def fit_source(
+        self,
+        source: VectorSource,
+        *,
+        unchanged: npt.NDArray[np.bool_] | None = None,
+        callback: Callback | None = None,
+    ) -> "RQKMeans":
         """``fit`` on vectors wherever they lie: the same codebooks for the same vectors."""
         self.n_features_in_ = source.dim
         sizes, caps = self._sizes(), self._caps(source.n)
-        joint = self.refinements > 0 and self.n_layers > 1
-        if joint and self.warm_start_codebooks is not None:
-            fitted = Refined([_start(one, source.dim) for one in self.warm_start_codebooks], np.empty(0, np.uint16), [], 0)
-            self.n_iter_ = [0] * self.n_layers
+        start = None if self.warm_start_codebooks is None else [_start(one, source.dim) for one in self.warm_start_codebooks]
+        self.refresh_: Refresh | None
+        if start is not None and self.max_churn is not None:
+            self.refresh_ = found = refreshed(source, start, self.max_churn, unchanged)
+            fitted, self.n_iter_ = found.fitted, [0] * self.n_layers
         else:
-            fitted = self._fit_layers(source, sizes, callback)
-        if joint:
-            fitted = refine(source, fitted.codebooks, self.refinements, callback=callback)
+            fitted = self._fit_freely(source, sizes, start, callback)
+            self.refresh_ = self._judged(source, start, fitted, unchanged)
         self.n_refinements_ = fitted.epochs
         if any(caps):
             fitted = self._balanced(source, fitted, caps)
         self.codebooks_, self.codes_, self.inertia_ = fitted.codebooks, fitted.codes, fitted.inertia
         return self
+
+    def _fit_freely(
+        self, source: VectorSource, sizes: tuple[int, ...], start: list[FloatArray] | None, callback: Callback | None
+    ) -> Refined:
+        joint = self.refinements > 0 and self.n_layers > 1
+        if joint and start is not None:
+            fitted = Refined(start, np.empty(0, np.uint16), [], 0)
+            self.n_iter_ = [0] * self.n_layers
+        else:
+            fitted = self._fit_layers(source, sizes, callback)
+        return refine(source, fitted.codebooks, self.refinements, callback=callback) if joint else fitted
+
+    def _judged(
+        self, source: VectorSource, start: list[FloatArray] | None, fitted: Refined, unchanged: npt.NDArray[np.bool_] | None
+    ) -> Refresh | None:
+        if start is None:
+            return None
+        return judged(source.encode(scaled(source, source.extent()), start)[1], fitted, unchanged)
 
     def _fit_layers(self, source: VectorSource, sizes: tuple[int, ...], callback: Callback | None) -> Refined:
         fitted = Refined([], np.empty((source.n, self.n_layers), np.uint16), [], 0)
@@ -196,6 +234,8 @@ class RQKMeans(TransformerMixin, BaseEstimator):
             raise ValueError(f"warm_start_codebooks have sizes {[len(np.asarray(one)) for one in warm]}; needs {list(sizes)}")
         if self.refinements < 0 or self.n_init < 1:
             raise ValueError(f"refinements {self.refinements}, n_init {self.n_init}: must be at least 0 and at least 1")
+        if self.max_churn is not None and self.balance is not None:
+            raise ValueError("max_churn and balance: a bound on clusters moves codes, so both cannot be kept; give one of them")
         return sizes
 
     def _caps(self, n: int) -> list[int | None]:

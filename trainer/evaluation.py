@@ -23,6 +23,7 @@ from schemas.runs import StepRun, TableCounts, step_run
 from schemas.shards import USER_DAY
 from schemas.tables import POSITIVE_BIT
 from tokenization.trie import TokenTrie
+from tokenization.trie_tensors import TrieTensors
 from trainer.batches import RequestBatch
 from trainer.checkpoints import SavedModel, load_model
 from trainer.generation import beam_search_from_memory, sample_from_memory
@@ -77,6 +78,7 @@ class Evaluator:
         self.popular = popular
         self.device = device
         self.trie = TokenTrie.build(tokens.tokens_IL, tokens.keys_I, ranks=tokens.rank_I, sizes=self.model.config.codebook_sizes)
+        self.trie_tensors = TrieTensors.of(self.trie, device)
         self.generator = torch.Generator(device).manual_seed(self.settings.seed)
         layers, top_k = len(self.model.config.codebook_sizes), self.settings.top_k
         self.groups = {
@@ -91,7 +93,7 @@ class Evaluator:
         here = batch.to(self.device)
         memory_BSD, mask_BS = self.model.encode(here)
         loss_BTL = -self.model.log_probs(memory_BSD, mask_BS, here.tokens_BTL).masked_fill(~here.target_mask_BT[..., None], 0)
-        codes_BWL, score_BW = beam_search_from_memory(self.model, memory_BSD, mask_BS, self.trie, self.settings.beam)
+        codes_BWL, score_BW = beam_search_from_memory(self.model, memory_BSD, mask_BS, self.trie_tensors, self.settings.beam)
         free_BGL, _ = sample_from_memory(self.model, memory_BSD, mask_BS, self.settings.free_samples, 1.0, self.generator)
         legal_BG = self.trie.contains(free_BGL.flatten(0, 1).cpu().numpy()).reshape(free_BGL.shape[:2])
         loss_BL = loss_BTL.sum(1).double().cpu().numpy()

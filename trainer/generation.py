@@ -3,22 +3,22 @@
 A request's context is encoded once. Shape suffixes: B requests, W beams, G samples a request, L layers, K tokens of a layer.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tokenization.trie import ROOT, TokenTrie
+from tokenization.trie import ROOT
+from tokenization.trie_tensors import TrieTensors
 from trainer.batches import RequestBatch
 from trainer.model.onerec import OneRec
 
 
 @torch.no_grad()
-def beam_search(model: OneRec, batch: RequestBatch, trie: TokenTrie, beam: int) -> tuple[Tensor, Tensor]:
+def beam_search(model: OneRec, batch: RequestBatch, trie: TrieTensors, beam: int) -> tuple[Tensor, Tensor]:
     """The most probable legal codes of each request, best first: codes (B, beam, L) int64 and log-probabilities (B, beam).
 
     Scores are the model's own (a softmax over all tokens of a layer; illegal ones are left out, not redistributed). A
     beam at least as wide as the number of legal prefixes finds exactly the best codes. Ties go to the smaller code. Where
-    fewer legal codes exist than ``beam``, the rest is −1 with log-probability −inf.
+    fewer legal codes exist than ``beam``, the rest is −1 with log-probability −inf. The trie lies on the model's device.
     """
     memory_BSD, mask_BS = model.encode(batch)
     return beam_search_from_memory(model, memory_BSD, mask_BS, trie, beam)
@@ -26,16 +26,16 @@ def beam_search(model: OneRec, batch: RequestBatch, trie: TokenTrie, beam: int) 
 
 @torch.no_grad()
 def beam_search_from_memory(
-    model: OneRec, memory_BSD: Tensor, mask_BS: Tensor, trie: TokenTrie, beam: int
+    model: OneRec, memory_BSD: Tensor, mask_BS: Tensor, trie: TrieTensors, beam: int
 ) -> tuple[Tensor, Tensor]:
     """``beam_search`` for contexts that are encoded already."""
     requests, device = len(memory_BSD), memory_BSD.device
     codes_BWL = torch.empty(requests, 1, 0, dtype=torch.int64, device=device)
     scores_BW = torch.zeros(requests, 1, device=device)
-    nodes_BW = np.full((requests, 1), ROOT, dtype=np.int64)
+    nodes_BW = torch.full((requests, 1), ROOT, dtype=torch.int64, device=device)
     for layer, size in enumerate(model.config.codebook_sizes):
         logits_RK = model.decode(memory_BSD, mask_BS, codes_BWL.clamp(min=0).flatten(0, 1))[layer]
-        legal_RK = torch.from_numpy(trie.legal_mask(nodes_BW.ravel(), size)).to(device)
+        legal_RK = trie.legal_mask(nodes_BW.flatten(), size)
         step_RK = torch.log_softmax(logits_RK.float(), dim=-1).masked_fill(~legal_RK, -torch.inf)
         total_BX = (scores_BW.unsqueeze(-1) + step_RK.view(requests, -1, size)).flatten(1)
         # A stable sort keeps equal scores in the order of beams and tokens, so that a run can be repeated anywhere.
@@ -46,7 +46,7 @@ def beam_search_from_memory(
         codes_BWL = torch.cat(
             [codes_BWL.gather(1, parent_BW.unsqueeze(-1).expand(-1, -1, layer)), token_BW.unsqueeze(-1)], dim=2
         ).masked_fill(dead_BW.unsqueeze(-1), -1)
-        nodes_BW = trie.step(np.take_along_axis(nodes_BW, parent_BW.cpu().numpy(), axis=1), token_BW.cpu().numpy())
+        nodes_BW = trie.step(nodes_BW.gather(1, parent_BW), token_BW)
     missing = beam - codes_BWL.shape[1]
     if missing > 0:
         codes_BWL = torch.nn.functional.pad(codes_BWL, (0, 0, 0, missing), value=-1)

@@ -135,7 +135,7 @@ TINY = """
 import benchmarks.lifelong_rotation as lifelong
 from benchmarks import samples_pathways as subject
 lifelong.core_hours_lifelong = lambda quick, seed: {"core_hours_lifelong": 150.0, "quick": quick}  # measured by tests of its own
-subject.QUICK = subject.Plan((4500, 9000, 18000), 1, 9000, buckets=2, skew_buckets=4, memory="1g", peer_memory="1GB")
+subject.QUICK = subject.Plan((4500, 9000, 18000), 1, 9000, buckets=2, skew_buckets=4, memory="1g", peer_memory="1GB", histories=1)
 subject.main()
 """
 

@@ -171,12 +171,62 @@ def test_a_refresh_is_built_beside_the_live_token_set(tokenised: Lake) -> None:
     assert fuse.run(other, DAY, refresh=True)["tables"]["item_vectors"]["rows_out"] == ITEM_COUNT
     report = train_codebook.run(other, DAY)
     assert report["warm_started_from"] == live["codebook_version"]
+    refresh = report["refresh"]
+    assert (refresh["start"], refresh["version"]) == ("rotated", live["codebook_version"])
+    assert registry.load("fusion", newest).metadata["warm_started_from"] == live["fusion_version"]
+    assert 0 < refresh["rotation_error"] < 0.25
+    assert refresh["churn"]["items"] == ITEM_COUNT
     with pytest.raises(BadInput, match="run `onerec tokenize"):
         publish_token_set(lake)
     assert tokenize_items.run(other, DAY)["codebook_version"] == live["codebook_version"]
     assert tokenize_items.run(other, DAY, refresh=True)["encoded"] == ITEM_COUNT
     assert publish_token_set(lake).metadata["codebook_version"] == report["codebook_version"] == registry.latest("codebook")
     assert len(token_rows(lake)) == 2 * ITEM_COUNT
+
+
+@pytest.mark.parametrize("training", ["sample", "exact"])
+def test_a_refresh_keeps_the_codes_of_unchanged_items_and_says_what_a_cold_one_would_have_done(
+    tokenised: Lake, tmp_path: Path, training: str
+) -> None:
+    publish_token_set(tokenised)
+    before = {row["item_id"]: row["tokens"] for row in token_rows(tokenised)}
+    write_rows(tokenised, ITEMS, [item(f"new{number}", "2026-01-02", title=f"green tea {number}") for number in range(3)])
+    changes = {"training": training, "max_churn": 0.02, "report_cold_churn": True}
+    lake = Lake(tokenised.root, tokenised.config.model_copy(update={"codebook": section_with(tokenised, **changes)}))
+    day = dt.date(2026, 1, 2)
+    embed.run(lake, day)
+    fuse.run(lake, day)
+    refresh = train_codebook.run(lake, day)["refresh"]
+    assert (refresh["start"], refresh["rotation_error"]) == ("previous", None)
+    assert refresh["churn"]["items"] == refresh["churn_cold"]["items"] == ITEM_COUNT
+    tokenize_items.run(lake, day, refresh=True)
+    version = Registry.of(lake).latest("codebook")
+    after = {row["item_id"]: row["tokens"] for row in token_rows(lake) if row["codebook_version"] == version}
+    changed = sum(after[name] != tokens for name, tokens in before.items())
+    assert changed / ITEM_COUNT == refresh["churn"]["changed"] <= 0.02
+    assert len(after) == ITEM_COUNT + 3
+
+
+def test_a_space_that_is_too_different_is_started_from_scratch_and_matched(tokenised: Lake) -> None:
+    publish_token_set(tokenised)
+    fusion = tokenised.config.fusion.model_copy(update={"seed": 1, "start": "scratch"})
+    update = {"fusion": fusion, "codebook": section_with(tokenised, max_rotation_error=0.0)}
+    lake = Lake(tokenised.root, tokenised.config.model_copy(update=update))
+    train_fusion.run(lake, DAY)
+    fuse.run(lake, DAY, refresh=True)
+    report = train_codebook.run(lake, DAY)
+    assert (report["refresh"]["start"], report["warm_started_from"]) == ("matched", None)
+    assert report["refresh"]["rotation_error"] > 0
+    fused = lake.read(ITEM_VECTORS, filter=pads.field("source") == report["fusion_version"]).sort_by("item_id")
+    vectors = np.stack(fused["vector"].to_numpy())
+    cold = RQKMeans(3, 4, iterations=5).fit(vectors)
+    found = load_codebook(Registry.of(lake)).codebooks
+    for ours, theirs in zip(found, cold.codebooks_, strict=True):
+        np.testing.assert_array_equal(np.unique(ours, axis=0), np.unique(theirs, axis=0))
+
+
+def section_with(lake: Lake, **changes: Any) -> CodebookSection:
+    return lake.config.codebook.model_copy(update=changes)
 
 
 def test_the_token_set_is_the_live_items(tokenised: Lake) -> None:

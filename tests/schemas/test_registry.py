@@ -2,12 +2,18 @@
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from schemas.errors import BadInput
 from schemas.registry import Registry
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -116,6 +122,55 @@ def test_concurrent_publishers_do_not_collide(registry):
     assert len(registry.versions("codebook")) == 3
     assert registry.latest("codebook") in registry.versions("codebook")
     assert not list((registry.root / "codebook").glob(".staging-*"))
+
+
+_PUBLISH = """
+import os, signal, sys
+from pathlib import Path
+from schemas import registry as module
+
+registry, step = module.Registry(Path(sys.argv[1])), sys.argv[2]
+
+def killed(*given, **named):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if step in ("rename", "fsync"):
+    setattr(module.os, step, killed)
+elif step != "none":
+    setattr(module, step, killed)
+for number in range(int(sys.argv[3])):
+    registry.publish("codebook", {"n": number}, {"a.safetensors": b"x" * 100_000})
+"""
+
+
+def publishing(registry, step="none", times=1):
+    return subprocess.Popen([sys.executable, "-c", _PUBLISH, str(registry.root), step, str(times)], cwd=ROOT)
+
+
+def test_two_publishing_processes_do_not_collide_even_where_the_artefact_is_damaged(registry):
+    for _ in range(2):
+        both = [publishing(registry, times=5) for _ in range(2)]
+        assert [process.wait(60) for process in both] == [0, 0]
+        assert len(registry.versions("codebook")) == 5
+        for version in registry.versions("codebook"):
+            path = registry.load("codebook", version).file("a.safetensors")
+            path.write_bytes(b"damaged")  # for the second round to mend
+        assert not list((registry.root / "codebook").glob(".staging-*"))
+
+
+@pytest.mark.parametrize("step", ["fsync", "file_sha256", "sync_folder", "rename", "write_atomically"])
+def test_killed_while_publishing_the_latest_stays_and_the_next_run_ends_as_a_clean_one(registry, step):
+    """``write_atomically`` moves ``latest``, the last step: the artefact is whole then, and not yet named."""
+    first = registry.publish("codebook", {"sizes": [4]}, {"a.safetensors": b"abc"})
+    assert publishing(registry, step).wait(60) == -signal.SIGKILL
+    assert registry.load("codebook") == first
+    whole = registry.versions("codebook")
+    assert len(whole) == (2 if step == "write_atomically" else 1)
+    for version in whole:
+        registry.load("codebook", version).file("a.safetensors")
+    assert publishing(registry).wait(60) == 0
+    assert registry.load("codebook").metadata == {"n": 0}
+    assert len(registry.versions("codebook")) == 2
 
 
 def test_nothing_published_says_so(registry):

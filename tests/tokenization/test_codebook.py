@@ -5,6 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from schemas.errors import BadInput
@@ -77,6 +79,57 @@ def test_a_damaged_file_is_named_in_one_line(registry, model, damage, message):
     path.write_bytes(content[:-1] if damage == "truncated" else content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(BadInput, match=message):
         load_codebook(registry)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory, model) -> Registry:
+    registry = Registry(tmp_path_factory.mktemp("flips"))
+    publish_codebook(registry, model, {"fusion_version": "f1", "encoders": {"text": "e"}})
+    return registry
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    region=st.sampled_from(["length", "header", "tensors", "end", "manifest", "latest"]),
+    place=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(0, 7),
+)
+def test_one_flipped_bit_anywhere_is_found_and_named_in_one_line(published, region, place, bit):
+    """``length``, ``header``, ``tensors``: of the safetensors file (8 bytes, JSON, float32)."""
+    artefact = published.load(KIND)
+    path = {"manifest": artefact.folder / f"{KIND}.json", "latest": artefact.folder.parent / "latest"}.get(
+        region, artefact.folder / FILE
+    )
+    whole = path.read_bytes()
+    header = int.from_bytes(whole[:8], "little")
+    first, last = {
+        "length": (0, 8),
+        "header": (8, 8 + header),
+        "tensors": (8 + header, len(whole)),
+        "end": (len(whole) - 1, len(whole)),
+    }.get(region, (0, len(whole.strip())))
+    at = first + int(place * (last - first))
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
+    try:
+        with pytest.raises(BadInput) as caught:
+            load_codebook(published)
+        assert path.name in str(caught.value)
+        assert "\n" not in str(caught.value)
+    finally:
+        path.write_bytes(whole)
+
+
+@settings(max_examples=40, deadline=None)
+@given(kept=st.floats(0, 1, exclude_max=True), name=st.sampled_from([FILE, f"{KIND}.json"]))
+def test_a_file_cut_anywhere_is_named_in_one_line(published, kept, name):
+    path = published.load(KIND).folder / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * (len(whole.rstrip())))])
+    try:
+        with pytest.raises(BadInput, match=name):
+            load_codebook(published)
+    finally:
+        path.write_bytes(whole)
 
 
 def test_loading_and_encoding_need_no_engine(registry, model):

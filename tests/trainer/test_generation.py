@@ -8,6 +8,7 @@ import torch
 
 from tests.trainer.made_batches import made_batch, small_config
 from tokenization.trie import TokenTrie
+from tokenization.trie_tensors import TrieTensors
 from trainer.generation import beam_search, sample
 from trainer.model.onerec import OneRec
 
@@ -29,7 +30,7 @@ def codes(model):
 
 
 def trie_of(model, codes):
-    return TokenTrie.build(codes, sizes=model.config.codebook_sizes)
+    return TrieTensors.of(TokenTrie.build(codes, sizes=model.config.codebook_sizes))
 
 
 def scores_of(model, batch, codes):

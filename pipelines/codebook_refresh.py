@@ -1,0 +1,172 @@
+"""What a codebook training takes over from the codebook before it, and how much of it is left afterwards (DESIGN §4).
+
+The previous codebook is that of the live token set, which is what models know, or before the first token set the newest one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.fused_inputs import quoted
+from pipelines.work import WorkFolder
+from schemas.config import CodebookSection
+from schemas.registry import Registry
+from tokenization.codebook import Codebook, load_codebook
+from tokenization.inspection import churn
+from tokenization.lloyd import Callback
+from tokenization.modalities import vector_matrix
+from tokenization.refresh import match_tokens, renumbered, rotation
+from tokenization.residual import Codes
+from tokenization.rq_kmeans import RQKMeans
+from tokenization.vector_source import VectorSource
+from tokenization.vectors import FloatArray
+
+ROTATION_ROWS = 65_536
+"""Unchanged items that the turn between two fused spaces is found from."""
+_FILE = "start/codebooks.npz"
+
+
+@dataclass(frozen=True)
+class Previous:
+    """The codebook before, for a training of the same sizes.
+
+    ``codebooks``: its layers in the space of the new vectors, to start from, or None where the spaces have too little in common:
+    then tokens are only matched. ``told``: what the new codebook's metadata say of it.
+    """
+
+    codebooks: list[FloatArray] | None
+    told: dict[str, Any]
+
+    def save(self, work: WorkFolder) -> None:
+        """For the worker that trains."""
+        layers = {f"layer_{number}": layer for number, layer in enumerate(self.codebooks or [])}
+        work.write_arrays(_FILE, layers)
+
+    @classmethod
+    def load(cls, work: WorkFolder, told: dict[str, Any]) -> "Previous":
+        """Of ``save``."""
+        layers = work.read_arrays(_FILE)
+        return cls([layers[f"layer_{number}"] for number in range(len(layers))] or None, told)
+
+
+def previous_version(registry: Registry) -> str | None:
+    """The codebook that a training starts from, if there is any."""
+    if registry.latest("token_set"):
+        version: str = registry.load("token_set").metadata["codebook_version"]
+        return version
+    return registry.latest("codebook")
+
+
+def find_previous(
+    connection: duckdb.DuckDBPyConnection,
+    registry: Registry,
+    version: str | None,
+    fusion_version: str,
+    dim: int,
+    section: CodebookSection,
+) -> Previous | None:
+    """The previous codebook, turned into the space of ``fusion_version`` (table ``vectors``); None without one of these sizes.
+
+    Raises BadInput where it is damaged.
+    """
+    if version is None:
+        return None
+    codebook = load_codebook(registry, version)
+    if tuple(codebook.sizes) != tuple(section.sizes):
+        return None
+    told = {"version": version, "rotation_error": None}
+    if section.start == "scratch":
+        return Previous(None, told)
+    if codebook.metadata.get("fusion_version") == fusion_version:
+        return Previous(codebook.codebooks if codebook.dim == dim else None, told)
+    return _turned(connection, codebook, fusion_version, dim, section, told)
+
+
+def _turned(
+    connection: duckdb.DuckDBPyConnection,
+    codebook: Codebook,
+    fusion_version: str,
+    dim: int,
+    section: CodebookSection,
+    told: dict[str, Any],
+) -> Previous:
+    fused = "SELECT item_id, content_hash, vector FROM vectors WHERE kind = 'fused' AND source ="
+    old, new = f"{fused} {quoted(codebook.metadata['fusion_version'])}", f"{fused} {quoted(fusion_version)}"
+    both = connection.sql(
+        f"SELECT o.vector AS before, n.vector AS after FROM ({old}) o JOIN ({new}) n USING (item_id, content_hash) "
+        f"ORDER BY md5(item_id) LIMIT {ROTATION_ROWS}"
+    ).to_arrow_table()
+    if codebook.dim != dim or both.num_rows < dim:
+        return Previous(None, told)
+    turn = rotation(vector_matrix(both["before"]), vector_matrix(both["after"]))
+    told = told | {"rotation_error": turn.error}
+    return Previous(turn(codebook.codebooks) if turn.error <= section.max_rotation_error else None, told)
+
+
+def published_codes(tokens: pa.ChunkedArray, layers: int) -> tuple[Codes, npt.NDArray[np.bool_]]:
+    """Codes (n, layers) uint16 that items have in the lake, without a suffix, and bool (n,), which of them have any.
+
+    ``tokens`` is a list a row, null for a new or changed item.
+    """
+    known = tokens.is_valid().to_numpy()
+    codes = np.zeros((len(tokens), layers), np.uint16)
+    if known.any():
+        codes[known] = vector_matrix(tokens.drop_null())[:, :layers]
+    return codes, known
+
+
+def train_from(
+    section: CodebookSection,
+    source: VectorSource,
+    previous: Previous | None,
+    published: tuple[Codes, npt.NDArray[np.bool_]],
+    callback: Callback | None,
+) -> tuple[RQKMeans, dict[str, Any]]:
+    """The model fitted as the configuration asks, and what to tell of its start: ``refresh`` in the codebook's metadata.
+
+    Churn there is the share of unchanged items (those with published codes) whose nearest tokens are other than those that the
+    lake has for them, which collisions may have spread.
+    """
+    if previous is None:
+        return new_model(section).fit_source(source, callback=callback), {"warm_started_from": None, "refresh": None}
+    codes, known = published
+    start = previous.codebooks
+    model = new_model(section).set_params(warm_start_codebooks=start, max_churn=section.max_churn if start else None)
+    model.fit_source(source, unchanged=known if known.any() else None, callback=callback)
+    if start is None:
+        _match(model, codes, known)
+    told = previous.told | {
+        "start": "matched" if start is None else "previous" if previous.told["rotation_error"] is None else "rotated",
+        "share_of_the_way": model.refresh_.share if model.refresh_ else None,
+        "churn": churn(codes[known], model.codes_[known]),
+        "churn_cold": None,
+    }
+    if section.report_cold_churn:
+        cold = model if start is None else _match(new_model(section).fit_source(source, callback=callback), codes, known)
+        told["churn_cold"] = churn(codes[known], cold.codes_[known])
+        told["inertia_cold"] = cold.inertia_[-1]
+    return model, {"warm_started_from": previous.told["version"] if start else None, "refresh": told}
+
+
+def new_model(section: CodebookSection) -> RQKMeans:
+    """The model that the configuration asks for, not yet fitted."""
+    return RQKMeans(
+        n_layers=len(section.sizes),
+        codebook_size=section.sizes,
+        iterations=section.iterations,
+        seed=section.seed,
+        backend=section.backend,
+    )
+
+
+def _match(model: RQKMeans, codes: Codes, known: npt.NDArray[np.bool_]) -> RQKMeans:
+    """Tokens of the model renumbered to be those of ``codes`` as far as they can."""
+    sizes: Sequence[int] = [len(codebook) for codebook in model.codebooks_]
+    numbers = match_tokens(codes[known], model.codes_[known], sizes)
+    model.codebooks_, model.codes_ = renumbered(model.codebooks_, model.codes_, numbers)
+    return model

@@ -1,0 +1,151 @@
+"""A codebook refreshed from its previous version: tokens keep their meaning, and few unchanged items get another code.
+
+A model that knows the old codes goes on from them, so a token is worth keeping even where a fresh training would put it
+elsewhere. Three means, each for what the one before cannot reach (docs/decisions/refresh.md):
+
+* *refine, and stop part of the way* (``refreshed``): all layers move together towards what fits the rows of today best under the
+  codes that they have, as far as at most ``max_churn`` of the rows change. Clustering the first layer anew would move what
+  every later layer stands on. Not to move at all is part of the way too, so the bound can always be kept;
+* *match* (``match_tokens``): after a training from scratch, tokens are renumbered so that as many rows as possible keep theirs;
+* *turn* (``rotation``): vectors of a retrained fusion model lie in a space turned against the previous one. Distances, and so
+  codes, are what they were once the codebooks are turned too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import orthogonal_procrustes
+from scipy.optimize import linear_sum_assignment
+
+from tokenization.refinement import Encoded, Refined, encoded, filled, refitted
+from tokenization.residual import Codes
+from tokenization.vector_source import VectorSource
+from tokenization.vectors import BadVectors, FloatArray, scaled
+
+STEPS_BACK = 5
+"""Halvings of the way: each encodes all rows once, and the last one finds the way to 3 %."""
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """A refreshed fit. ``churn``: the share of the judged rows whose code is not the one that the previous codebooks give them;
+    ``layer_churn``: by layer the share whose token is not. ``share`` of the way from the previous codebooks was gone."""
+
+    fitted: Refined
+    churn: float
+    layer_churn: list[float]
+    share: float
+
+
+def refreshed(
+    source: VectorSource,
+    previous: Sequence[FloatArray],
+    max_churn: float,
+    unchanged: npt.NDArray[np.bool_] | None = None,
+) -> Refresh:
+    """``previous`` codebooks moved towards those that fit the rows best, under the codes that ``previous`` gives them
+    (``refinement.refitted``): of the parts of the way that were tried the one of least error, while at most ``max_churn`` of the
+    ``unchanged`` rows (bool (n,); None: of all) get another code, and no layer uses fewer tokens than before.
+
+    Tokens that no row has go where rows are represented badly, as in a training; should already that change too many codes, the
+    answer is ``previous`` itself. Raises ValueError for a share outside 0 to 1.
+    """
+    if not 0 <= max_churn <= 1:
+        raise ValueError(f"max_churn {max_churn}: must be a share, from 0 to 1")
+    unit = scaled(source, source.extent())
+    start = encoded(source, unit, list(previous))
+    whole, _ = filled(source, unit, start)
+    target = refitted(whole.codebooks, whole.codes, whole.totals(unit))
+    used = [layer.counts > 0 for layer in start.sums.layers]
+    best, low, high, share = judged(start.codes, start, unchanged, 0.0), 0.0, 1.0, 1.0
+    for _ in range(1 + STEPS_BACK):
+        candidate = encoded(source, unit, _between(previous, target, used, share))
+        found = judged(start.codes, candidate, unchanged, share)
+        if found.churn > max_churn:
+            high = share
+        else:
+            low = share
+            if not candidate.lost(start) and found.fitted.inertia[-1] < best.fitted.inertia[-1]:
+                best = found
+        share = (low + high) / 2
+        if low == 1:
+            break
+    return best
+
+
+def judged(before: Codes, found: Encoded | Refined, unchanged: npt.NDArray[np.bool_] | None, share: float = 1.0) -> Refresh:
+    """What became of the codes ``before`` (n, layers) of ``unchanged`` rows."""
+    rows = slice(None) if unchanged is None else np.flatnonzero(unchanged)
+    differs = before[rows] != found.codes[rows]
+    whole = float(differs.any(axis=1).mean()) if len(differs) else 0.0
+    layers = differs.mean(axis=0).tolist() if len(differs) else [0.0] * before.shape[1]
+    return Refresh(Refined(found.codebooks, found.codes, found.inertia, 1), whole, layers, share)
+
+
+def _between(
+    previous: Sequence[FloatArray], target: Sequence[FloatArray], used: Sequence[npt.NDArray[np.bool_]], share: float
+) -> list[FloatArray]:
+    """Codebooks ``share`` of the way from ``previous`` to ``target``; unused tokens all of it."""
+    return [
+        np.where(has_rows[:, None], before + np.float32(share) * (after - before), after)
+        for before, after, has_rows in zip(previous, target, used, strict=True)
+    ]
+
+
+def match_tokens(before: Codes, after: Codes, sizes: Sequence[int]) -> list[npt.NDArray[np.uint16]]:
+    """New numbers of the tokens of ``after``, uint16 (size,) a layer, under which most rows keep their token of ``before``.
+
+    Codes (n, layers) of the same rows. An assignment problem a layer, solved exactly (Jonker and Volgenant's algorithm, of
+    scipy): memory 8 · size² bytes. Raises BadVectors for codes of different shapes.
+    """
+    if before.shape != after.shape or before.shape[1] != len(sizes):
+        raise BadVectors(f"codes of shapes {before.shape} and {after.shape}: needs two of (n, {len(sizes)})")
+    numbers = []
+    for layer, size in enumerate(sizes):
+        pairs = after[:, layer].astype(np.int64) * size + before[:, layer]
+        shared = np.bincount(pairs, minlength=size * size).reshape(size, size)
+        numbers.append(linear_sum_assignment(shared, maximize=True)[1].astype(np.uint16))
+    return numbers
+
+
+def renumbered(
+    codebooks: Sequence[FloatArray], codes: Codes, numbers: Sequence[npt.NDArray[np.uint16]]
+) -> tuple[list[FloatArray], Codes]:
+    """Codebooks and codes (n, layers) with token t of layer l called ``numbers[l][t]``; they decode to the same vectors."""
+    moved = [np.empty_like(codebook) for codebook in codebooks]
+    renamed = np.empty_like(codes)
+    for layer, number in enumerate(numbers):
+        moved[layer][number] = codebooks[layer]
+        renamed[:, layer] = number[codes[:, layer]]
+    return moved, renamed
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """``matrix`` float64 (dim, dim), orthogonal: previous vectors times it lie as near the new ones as they can. ``error``: what
+    that leaves, as a share of the new vectors' squared norm (0: the space was only turned)."""
+
+    matrix: npt.NDArray[np.float64]
+    error: float
+
+    def __call__(self, codebooks: Sequence[FloatArray]) -> list[FloatArray]:
+        """Codebooks (size, dim) of the previous space in the new one."""
+        return [(codebook.astype(np.float64) @ self.matrix).astype(np.float32) for codebook in codebooks]
+
+
+def rotation(before: FloatArray, after: FloatArray) -> Rotation:
+    """The turn (reflections allowed) from ``before`` to ``after``: vectors (n, dim) of the same items in two spaces, around the
+    origin (Schönemann 1966, the orthogonal Procrustes problem).
+
+    Raises BadVectors for arrays of different shapes, or fewer rows than dimensions, which leave the turn undetermined.
+    """
+    if before.shape != after.shape or before.ndim != 2:
+        raise BadVectors(f"vectors of shapes {before.shape} and {after.shape}: needs the same items in two spaces")
+    if len(before) < before.shape[1]:
+        raise BadVectors(f"{len(before)} vectors of dimension {before.shape[1]}: too few to tell how the space was turned")
+    old, new = before.astype(np.float64), after.astype(np.float64)
+    matrix, _ = orthogonal_procrustes(old, new)
+    norm = float((new**2).sum())
+    return Rotation(matrix, float(((old @ matrix - new) ** 2).sum()) / norm if norm else 0.0)
