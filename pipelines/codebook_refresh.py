@@ -16,6 +16,7 @@ from pipelines.fused_inputs import quoted
 from pipelines.work import WorkFolder
 from schemas.config import CodebookSection
 from schemas.registry import Registry
+from tokenization import residual
 from tokenization.codebook import Codebook, load_codebook
 from tokenization.inspection import churn
 from tokenization.lloyd import Callback
@@ -24,10 +25,12 @@ from tokenization.refresh import match_tokens, renumbered, rotation
 from tokenization.residual import Codes
 from tokenization.rq_kmeans import RQKMeans
 from tokenization.vector_source import VectorSource
-from tokenization.vectors import FloatArray
+from tokenization.vectors import FloatArray, scaled
 
 ROTATION_ROWS = 65_536
 """Unchanged items that the turn between two fused spaces is found from."""
+_TINY = 1e-12
+"""Errors below are rounding, of vectors that the codebook holds exactly."""
 _FILE = "start/codebooks.npz"
 
 
@@ -79,7 +82,7 @@ def find_previous(
     codebook = load_codebook(registry, version)
     if tuple(codebook.sizes) != tuple(section.sizes):
         return None
-    told = {"version": version, "rotation_error": None}
+    told = {"version": version, "rotation_error": None, "rotation_loss": None}
     if section.start == "scratch":
         return Previous(None, told)
     if codebook.metadata.get("fusion_version") == fusion_version:
@@ -103,9 +106,18 @@ def _turned(
     ).to_arrow_table()
     if codebook.dim != dim or both.num_rows < dim:
         return Previous(None, told)
-    turn = rotation(vector_matrix(both["before"]), vector_matrix(both["after"]))
-    told = told | {"rotation_error": turn.error}
-    return Previous(turn(codebook.codebooks) if turn.error <= section.max_rotation_error else None, told)
+    before, after = vector_matrix(both["before"]), vector_matrix(both["after"])
+    turn = rotation(before, after)
+    turned = turn(codebook.codebooks)
+    loss = _error(after, turned) / max(_error(before, codebook.codebooks), _TINY) - 1
+    told = told | {"rotation_error": turn.error, "rotation_loss": loss}
+    return Previous(turned if loss <= section.max_rotation_loss else None, told)
+
+
+def _error(vectors: FloatArray, codebooks: Sequence[FloatArray]) -> float:
+    """Sum of squared residuals, relative to the vectors' variance."""
+    left = residual.residual_norms(vectors, residual.encode(vectors, codebooks), codebooks).astype(np.float64)
+    return float((left**2).mean() / max(vectors.var(axis=0, dtype=np.float64).sum(), _TINY))
 
 
 def published_codes(tokens: pa.ChunkedArray, layers: int) -> tuple[Codes, npt.NDArray[np.bool_]]:
@@ -133,11 +145,11 @@ def train_from(
     lake has for them, which collisions may have spread.
     """
     if previous is None:
-        return new_model(section).fit_source(source, callback=callback), {"warm_started_from": None, "refresh": None}
+        return _fitted(new_model(section), source, callback), {"warm_started_from": None, "refresh": None}
     codes, known = published
     start = previous.codebooks
     model = new_model(section).set_params(warm_start_codebooks=start, max_churn=section.max_churn if start else None)
-    model.fit_source(source, unchanged=known if known.any() else None, callback=callback)
+    _fitted(model, source, callback, known if known.any() else None)
     if start is None:
         _match(model, codes, known)
     told = previous.told | {
@@ -147,10 +159,20 @@ def train_from(
         "churn_cold": None,
     }
     if section.report_cold_churn:
-        cold = model if start is None else _match(new_model(section).fit_source(source, callback=callback), codes, known)
+        cold = model if start is None else _match(_fitted(new_model(section), source, callback), codes, known)
         told["churn_cold"] = churn(codes[known], cold.codes_[known])
         told["inertia_cold"] = cold.inertia_[-1]
     return model, {"warm_started_from": previous.told["version"] if start else None, "refresh": told}
+
+
+def _fitted(
+    model: RQKMeans, source: VectorSource, callback: Callback | None, unchanged: npt.NDArray[np.bool_] | None = None
+) -> RQKMeans:
+    """The model, fitted; its ``codes_`` are the nearest tokens, which items will get, also where training bounded clusters."""
+    model.fit_source(source, unchanged=unchanged, callback=callback)
+    if model.balance is not None:
+        model.codes_ = source.encode(scaled(source, source.extent()), model.codebooks_)[1]
+    return model
 
 
 def new_model(section: CodebookSection) -> RQKMeans:
@@ -161,6 +183,7 @@ def new_model(section: CodebookSection) -> RQKMeans:
         iterations=section.iterations,
         seed=section.seed,
         backend=section.backend,
+        balance=section.balance,
     )
 
 

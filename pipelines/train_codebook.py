@@ -98,6 +98,7 @@ def run(
                 training.publish(vectors, (rows.num_rows, dim), categories, rows["tokens"], pairs, metadata)
             else:
                 _train_on_sample(registry, work, section, previous, runner, options, rows, pairs, metadata)
+            progress(f"train-codebook: {_told(registry.load('codebook').metadata['refresh'])}")
         step.table(ITEM_VECTORS, _accounting(connection, version, rows.num_rows, reused=reused))
         artefact = registry.load("codebook")
         step.extra |= {
@@ -170,6 +171,16 @@ def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
         "nmi": [entry["nmi"] for entry in metrics["prefixes"]],
         "behaviour_hit_rate": [entry["behaviour_hit_rate"] for entry in metrics["prefixes"]],
     }
+
+
+def _told(refresh: dict[str, Any] | None) -> str:
+    """What became of unchanged items' codes, in words."""
+    if refresh is None:
+        return "trained from scratch; no codebook of these sizes before it"
+    how = {"previous": "refreshed from", "rotated": "refreshed from (turned)", "matched": "trained from scratch, matched to"}
+    found, cold = refresh["churn"], refresh["churn_cold"]
+    beside = f"; from scratch {cold['changed']:.1%}" if cold and refresh["start"] != "matched" else ""
+    return f"{how[refresh['start']]} {refresh['version']}: {found['changed']:.1%} of {found['items']:,} unchanged items changed code{beside}"
 
 
 def _fused(version: str) -> str:

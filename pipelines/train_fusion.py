@@ -1,8 +1,8 @@
 """``onerec train-fusion``: trains the fusion model on the lake's vectors and pairs, and publishes it.
 
 Between two Beam jobs, in PyTorch, on one machine. Killed and started again it goes on from its last checkpoint; run again on
-the same vectors, pairs and configuration it publishes nothing new. A refresh goes on from the live model's weights, so that
-vectors, and with them tokens, move little (docs/decisions/refresh.md).
+the same vectors, pairs and configuration it publishes nothing new. A refresh keeps the live token set's model unless
+``fusion.start`` asks for a new one, since codes do not outlive their space (docs/decisions/refresh.md).
 """
 
 import datetime as dt
@@ -57,12 +57,15 @@ def run(
                 f"{lake.table_uri(CO_INTERACTION)}: {found} by {date or 'any date'}; run `onerec co-interaction` first"
             )
         inputs_hash = _fingerprint(section, encoders, rows, pairs)
+        before, start = _previous(registry, shape, encoders)
+        if kept := section.start == "keep" and before is not None and registry.latest("token_set") is not None:
+            registry.set_latest("fusion", str(before))
         latest = registry.latest("fusion")
-        reused = latest is not None and registry.load("fusion", latest).metadata.get("inputs_hash") == inputs_hash
+        reused = kept or (latest is not None and registry.load("fusion", latest).metadata.get("inputs_hash") == inputs_hash)
         if not reused:
             data = FusionData(by_kind(rows, dims), presence(rows["presence_mask"].to_numpy(), shape.kinds, KINDS), pairs)
             training, held_out = split_pairs(pairs, rows["item_id"].to_pylist())
-            before, start = _start(registry, shape, encoders, section)
+            before, start = (None, None) if section.start == "scratch" else (before, start)
             folder = lake.local_path("checkpoints", f"fusion-{inputs_hash[:12]}-{before or 'scratch'}")
             model, losses = train_fusion(
                 shape,
@@ -96,15 +99,18 @@ def run(
         else:
             step.table("pairs", TableCounts(len(pairs), 0, rows_dropped={"unchanged": len(pairs)}))
         artefact = registry.load("fusion", latest)
-        step.extra |= {"fusion_version": artefact.version, "reused": reused, "metrics": artefact.metadata["metrics"]}
+        step.extra |= {
+            "fusion_version": artefact.version,
+            "reused": reused,
+            "kept": kept,
+            "metrics": artefact.metadata["metrics"],
+        }
     return step.to_json()
 
 
-def _start(
-    registry: Registry, shape: FusionShape, encoders: Mapping[Kind, str], section: FusionSection
-) -> tuple[str | None, FusionModel | None]:
+def _previous(registry: Registry, shape: FusionShape, encoders: Mapping[Kind, str]) -> tuple[str | None, FusionModel | None]:
     """The live token set's model, or before the first one the newest, where it has this shape and these encoders."""
-    if section.start == "scratch" or registry.latest("fusion") is None:
+    if registry.latest("fusion") is None:
         return None, None
     artefact, model = load_fusion(registry, fusion_version(registry, None, refresh=False))
     fits = model.shape == shape and artefact.metadata["encoders"] == dict(encoders)

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -198,8 +198,9 @@ class FusionSection(Section):
     """Weight of predicting the text vector."""
     seed: int = 0
     """Of initial weights and batches."""
-    start: Literal["previous", "scratch"] = "previous"
-    """Weights to begin with: the live token set's, where shape and encoders are the same; or random ones."""
+    start: Literal["keep", "previous", "scratch"] = "keep"
+    """keep: the live token set's model stays while shape and encoders are the same, and with it most codes. Else train a new one:
+    from that model's weights, or from random ones."""
 
 
 class CodebookSection(Section):
@@ -221,9 +222,11 @@ class CodebookSection(Section):
     """From what: the live token set's codebook, refined; or from scratch, tokens only renumbered to match that codebook's."""
     max_churn: Share | None = 0.05
     """Started from the previous codebook: the largest share of unchanged items that may get another code; null: any."""
-    max_rotation_error: Share = 0.25
-    """A new fusion model: how much of the vectors a turn of the space may leave unexplained for the previous codebook to be
-    started from; above it training starts from scratch, and tokens are only renumbered to match."""
+    max_rotation_loss: float = Field(default=0.1, ge=0)
+    """A new fusion model: how much the previous codebook's error may grow as it is turned into the new space; beyond, training
+    starts from scratch, and tokens are only renumbered to match."""
+    balance: float | None = Field(default=None, ge=1)
+    """How many times the mean cluster training's largest may be (with training: sample, max_churn: null); null: no bound."""
     report_cold_churn: bool = False
     """Also train from scratch, to print how many more items that would change (twice the time)."""
     min_utilization: Share = 0.5
@@ -245,6 +248,14 @@ class CodebookSection(Section):
         if not value or max(value) > 65536:
             raise ValueError("needs one size a layer, each at most 65536")
         return value
+
+    @model_validator(mode="after")
+    def _balance_fits(self) -> "CodebookSection":
+        if self.balance is not None and self.training == "exact":
+            raise ValueError("balance needs training: sample; exact sums say nothing of single rows")
+        if self.balance is not None and self.max_churn is not None:
+            raise ValueError("balance moves codes, so max_churn cannot be kept; set it to null")
+        return self
 
 
 class TrainSection(Section):

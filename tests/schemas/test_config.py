@@ -27,6 +27,8 @@ def test_a_configuration_survives_its_own_yaml():
         ("", ["samples.user_day_cap"], "section.name=value"),
         ("", ["samples.no_such=1"], "samples.no_such"),
         ("", ["codebook.sizes=[70000]"], "65536"),
+        ("", ["codebook.balance=2"], "max_churn cannot be kept; set it to null"),
+        ("", ["codebook.balance=2", "codebook.max_churn=null", "codebook.training=exact"], "balance needs training: sample"),
         ("lake: 3", [], "onerec.yaml: lake"),
         ("", ["lake.user_buckets.deep=2"], "--set: lake.user_buckets"),
         ("samples: {user_day_cap: 3}", ["samples.user_day_cap.deep=2"], "not a section"),
