@@ -180,7 +180,8 @@ def _told(refresh: dict[str, Any] | None) -> str:
     how = {"previous": "refreshed from", "rotated": "refreshed from (turned)", "matched": "trained from scratch, matched to"}
     found, cold = refresh["churn"], refresh["churn_cold"]
     beside = f"; from scratch {cold['changed']:.1%}" if cold and refresh["start"] != "matched" else ""
-    return f"{how[refresh['start']]} {refresh['version']}: {found['changed']:.1%} of {found['items']:,} unchanged items changed code{beside}"
+    changed = f"{found['changed']:.1%} of {found['items']:,} unchanged items changed code{beside}"
+    return f"{how[refresh['start']]} {refresh['version']}: {changed}"
 
 
 def _fused(version: str) -> str:
