@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
 from tokenization import arithmetic
+from tokenization.threads import one_blas_thread
 from tokenization.vectors import FloatArray
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class NearestCentroid:
                 assign(start)
         else:
             # A thread multiplies and scans a block of its own: threads inside one product would wait for each other.
-            with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+            with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
                 list(pool.map(assign, starts))
         return self._first[labels], distances
 

@@ -16,6 +16,8 @@ MAX_CANDIDATES = 128
 OVERFULL = -1
 INTEGER_RANGE = 2.0**29
 """Scores are compared as integers up to about this: LLVM makes vector code of a minimum of integers, not of one of floats."""
+_RUN = 64
+"""Scores whose smallest is remembered, so that only few are looked at again, one by one."""
 _MATH = {"reassoc", "nnan", "nsz", "contract"}
 """Scores are finite and their bounds allow for rounding in any order; infinities stay what they are."""
 
@@ -33,24 +35,34 @@ def scan_float32(
     here = squares[first : first + width]
     scaled = here * unit
     factor = np.float32(2) * unit
+    runs = (width + _RUN - 1) // _RUN
+    smallest_of = np.empty(runs, np.int32)
     for row in range(rows):
         if counts[row] == OVERFULL:
             continue
         smallest = np.int32(2**31 - 1)
-        for column in range(width):
-            value = np.int32(scaled[column] - factor * products[row, column])
-            smallest = value if value < smallest else smallest
+        for run in range(runs):
+            low = np.int32(2**31 - 1)
+            for column in range(run * _RUN, min((run + 1) * _RUN, width)):
+                value = np.int32(scaled[column] - factor * products[row, column])
+                low = value if value < low else low
+            smallest_of[run] = low
+            smallest = min(smallest, low)
         least = np.float32(smallest) / unit
         best[row] = min(best[row], least)
         limit = best[row] + slack[row]
         if least > limit:
             continue
-        for column in range(width):
-            score = here[column] - np.float32(2) * products[row, column]
-            if score <= limit:
-                _keep(row, first + column, score, limit, kept, scores, counts)
-                if counts[row] == OVERFULL:
-                    break
+        for run in range(runs):
+            # Once more the slack, for what the integer is off the score.
+            if counts[row] == OVERFULL or np.float32(smallest_of[run]) / unit > limit + slack[row]:
+                continue
+            for column in range(run * _RUN, min((run + 1) * _RUN, width)):
+                score = here[column] - np.float32(2) * products[row, column]
+                if score <= limit:
+                    _keep(row, first + column, score, limit, kept, scores, counts)
+                    if counts[row] == OVERFULL:
+                        break
 
 
 @compiled(_MATH)
@@ -80,26 +92,35 @@ def scan_int8(
     rows, width = products.shape
     here, by = squares[first : first + width], scales[first : first + width]
     scaled = here * unit
+    runs = (width + _RUN - 1) // _RUN
+    smallest_of = np.empty(runs, np.int32)
     for row in range(rows):
         if counts[row] == OVERFULL:
             continue
         factor = row_scales[row] * unit
         smallest = np.int32(2**31 - 1)
-        for column in range(width):
-            value = np.int32(scaled[column] - factor * by[column] * np.float32(products[row, column]))
-            smallest = value if value < smallest else smallest
+        for run in range(runs):
+            low = np.int32(2**31 - 1)
+            for column in range(run * _RUN, min((run + 1) * _RUN, width)):
+                value = np.int32(scaled[column] - factor * by[column] * np.float32(products[row, column]))
+                low = value if value < low else low
+            smallest_of[run] = low
+            smallest = min(smallest, low)
         least = np.float32(smallest) / unit
         bound = np.float32(row_errors[row] * longest + row_norms[row] * coarsest)
         best[row] = min(best[row], least + bound)
         limit = best[row] + slack[row]
         if least - bound > limit:
             continue
-        for column in range(width):
-            score = here[column] - row_scales[row] * by[column] * np.float32(products[row, column]) - bound
-            if score <= limit:
-                _keep(row, first + column, score, limit, kept, scores, counts)
-                if counts[row] == OVERFULL:
-                    break
+        for run in range(runs):
+            if counts[row] == OVERFULL or np.float32(smallest_of[run]) / unit - bound > limit + slack[row]:
+                continue
+            for column in range(run * _RUN, min((run + 1) * _RUN, width)):
+                score = here[column] - row_scales[row] * by[column] * np.float32(products[row, column]) - bound
+                if score <= limit:
+                    _keep(row, first + column, score, limit, kept, scores, counts)
+                    if counts[row] == OVERFULL:
+                        break
 
 
 @compiled(set())

@@ -6,22 +6,18 @@ passes over the sample. With four candidates a place its inertia after ten itera
 (600 and 1,500 centroids); with one candidate a place it is 11 % above.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
+from tokenization.threads import one_blas_thread
 from tokenization.vectors import FloatArray, Rows, blocks
 
 _GREEDY_UP_TO = 512
 _STEPS = 400
 _CANDIDATES_A_PLACE = 4
 _SAMPLE_PER_CENTROID = 16
-_SAMPLE_AT_LEAST = 20_000
+_SAMPLE_AT_LEAST = 8_192
 _ROWS_A_BLOCK = 4096
-_MANY_PRODUCTS = 1_000_000
 _NOISE = np.float32(8e-7)
 
 
@@ -35,7 +31,7 @@ def seed_centroids(rows: Rows, n_clusters: int, random: np.random.Generator) -> 
     size = min(rows.n, max(_SAMPLE_PER_CENTROID * n_clusters, _SAMPLE_AT_LEAST))
     chosen = np.sort(random.choice(rows.n, size, replace=False)) if size < rows.n else np.arange(rows.n)
     sample = rows.take(chosen)
-    with _one_blas_thread() if size * n_clusters > _MANY_PRODUCTS else nullcontext():
+    with one_blas_thread():  # on a busy machine BLAS threads wait for each other longer than these small products take
         found = _plus_plus(sample, n_clusters, random)
     if len(found) < n_clusters:  # the sample has too few distinct rows; all rows may have more
         distinct = _distinct(rows)
@@ -43,15 +39,6 @@ def seed_centroids(rows: Rows, n_clusters: int, random: np.random.Generator) -> 
             return distinct[np.sort(random.choice(len(distinct), n_clusters, replace=False))]
         return _repeat(distinct, n_clusters)
     return found
-
-
-def _one_blas_thread() -> AbstractContextManager[Any]:
-    """For thousands of small products: on a busy machine BLAS threads wait for each other longer than a product takes.
-
-    Entering costs 10 ms, which small clusterings would notice.
-    """
-    limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
-    return limits
 
 
 def _plus_plus(sample: FloatArray, n_clusters: int, random: np.random.Generator) -> FloatArray:

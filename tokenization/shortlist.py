@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
+from tokenization.threads import one_blas_thread
 from tokenization.vectors import FloatArray
 
 _TILE = 1024
@@ -66,7 +66,7 @@ class Shortlist:
             for start in starts:
                 search(start)
         else:
-            with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+            with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
                 list(pool.map(search, starts))
         return Best(chosen[:, :, 0], chosen[:, :, 1], errors)
 

@@ -6,7 +6,9 @@ The labels at the end are of a full comparison, always. Both choices are exact (
 function of the rows.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,8 +18,9 @@ from tokenization.shortlist import Shortlist
 from tokenization.vectors import FloatArray, Rows, blocks
 
 LISTED, EVERY = 16, 5
-WORTH_IT = 8 * LISTED
+WORTH_IT = 32 * LISTED
 """With fewer centroids a full comparison costs no more than the lists."""
+_THREADED_ROWS = 4096
 
 Visit = Callable[[int, FloatArray, npt.NDArray[np.int64]], None]
 """Told the first row's number, the rows (n, dim) and their labels (n,)."""
@@ -44,7 +47,14 @@ class Shortlists:
         """Label rows by the centroids noted for them (ties: the lowest index)."""
         from tokenization.nearest_kernels import nearest_listed
 
-        for start, stop, block in blocks(rows):
-            labels = np.empty(len(block), np.int64)
-            nearest_listed(block, centroids, self.listed[start:stop], labels)
-            visit(start, block, labels)
+        threads = self.threads or len(os.sched_getaffinity(0))
+        with ThreadPoolExecutor(threads) as pool:
+            for start, stop, block in blocks(rows):
+                labels = np.empty(len(block), np.int64)
+                step = max(_THREADED_ROWS, -(-len(block) // threads))
+                parts = [slice(first, first + step) for first in range(0, len(block), step)]
+                listed = self.listed[start:stop]
+                work = [pool.submit(nearest_listed, block[at], centroids, listed[at], labels[at]) for at in parts]
+                for one in work:
+                    one.result()
+                visit(start, block, labels)

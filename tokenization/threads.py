@@ -1,7 +1,25 @@
-"""How many threads PyTorch takes for one operation."""
+"""How many threads a matrix library takes for one operation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+
+from threadpoolctl import ThreadpoolController
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Limit NumPy's BLAS to one thread while it lasts: for callers that have threads of their own.
+
+    The libraries are looked for once a process, which takes 5 ms, as long as a small product. NumPy's is there by then.
+    """
+    with _libraries().limit(limits=1, user_api="blas"):
+        yield
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 @contextmanager

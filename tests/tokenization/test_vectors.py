@@ -112,7 +112,7 @@ def test_training_asks_for_blocks_and_samples_only():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tokenization.vectors._BLOCK_VALUES", 2**14)
         cluster(Watched(vectors), 20, iterations=3)
-    assert max(asked) == 20_000  # the seeding sample
+    assert max(asked) == 8192  # the seeding sample
     assert sorted(set(asked))[-3] <= 2048
 
 
