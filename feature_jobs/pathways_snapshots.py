@@ -94,16 +94,21 @@ def dealt(users: "DataFrame", lake: Lake, dates: list[dt.date]) -> Iterator[Deal
 
 
 def by_bucket(users: "DataFrame", dates: list[dt.date], buckets: int) -> "DataFrame":
-    """Each user's latest snapshot of some dates (PROFILE and ``user_bucket``), one shuffle, a bucket in one partition."""
+    """Each user's latest snapshot of some dates (PROFILE and ``user_bucket``), one shuffle, a bucket in one partition.
+
+    Partitions are dealt by number: by hash, a third of them would get nothing and others three buckets.
+    """
     from pyspark.sql import functions as F
 
+    writers = min(buckets, WRITERS)
     bucket = F.pmod(F.xxhash64("user_id"), F.lit(buckets)).cast("int")
     facts = F.struct(*(name for name in FACTS if name != "snapshot_date"))
     return (
         users.where(F.col("date").isin(dates))
         .withColumn("user_bucket", bucket)
-        .repartition(min(buckets, WRITERS), "user_bucket")
-        .groupBy("user_bucket", "user_id")
+        .withColumn("writer", F.pmod("user_bucket", F.lit(writers)))
+        .repartitionById(writers, F.col("writer"))
+        .groupBy("writer", "user_bucket", "user_id")
         .agg(F.max_by(facts, "date").alias("facts"), F.max("date").alias("snapshot_date"))
         .select("user_bucket", "user_id", "facts.*", "snapshot_date")
     )

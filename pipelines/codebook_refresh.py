@@ -98,13 +98,16 @@ def _turned(
     section: CodebookSection,
     told: dict[str, Any],
 ) -> Previous:
+    of_before = codebook.metadata.get("fusion_version")
+    if codebook.dim != dim or not of_before:
+        return Previous(None, told)
     fused = "SELECT item_id, content_hash, vector FROM vectors WHERE kind = 'fused' AND source ="
-    old, new = f"{fused} {quoted(codebook.metadata['fusion_version'])}", f"{fused} {quoted(fusion_version)}"
+    old, new = f"{fused} {quoted(of_before)}", f"{fused} {quoted(fusion_version)}"
     both = connection.sql(
         f"SELECT o.vector AS before, n.vector AS after FROM ({old}) o JOIN ({new}) n USING (item_id, content_hash) "
         f"ORDER BY md5(item_id) LIMIT {ROTATION_ROWS}"
     ).to_arrow_table()
-    if codebook.dim != dim or both.num_rows < dim:
+    if both.num_rows < dim:
         return Previous(None, told)
     before, after = vector_matrix(both["before"]), vector_matrix(both["after"])
     turn = rotation(before, after)

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from pyspark.sql.functions import spark_partition_id
 
 from feature_jobs.bucket_files import bucket_files
 from feature_jobs.pathways import run_pathways
-from feature_jobs.pathways_snapshots import DealtSnapshots, dealt, new_snapshot_dates, users_version
+from feature_jobs.pathways_snapshots import DealtSnapshots, by_bucket, dealt, new_snapshot_dates, users_version
 from feature_jobs.samples import run_samples
 from feature_jobs.samples_inputs import read_table
 from feature_jobs.user_state_facts import FACTS
@@ -42,6 +44,19 @@ def test_a_day_reads_the_partitions_that_are_new_since_the_state_it_starts_from(
     assert new_snapshot_dates(lake, DAYS[6], now, now) == [DAYS[5]], "it landed before its day"
     assert new_snapshot_dates(lake, DAYS[5], now, None) == [*DAYS[:4]], "no state says what it has seen"
     assert new_snapshot_dates(lake, DAYS[5], now, now + 1000) == [*DAYS[:4]], "its version is in the log no more"
+
+
+@pytest.mark.slow
+def test_one_shuffle_gives_each_task_as_many_buckets(spark: Any, make_lake: Callable[..., Lake], monkeypatch: Any) -> None:
+    lake = make_lake()
+    write_rows(lake, USERS, [snapshot(f"user-{number}", DAYS[0]) for number in range(300)])
+    users = read_table(spark, lake, USERS, lake.table_version(USERS))
+    for writers, expected in ((1024, 1), (3, 4)):
+        monkeypatch.setattr("feature_jobs.pathways_snapshots.WRITERS", writers)
+        dealt_rows = by_bucket(users, [DAYS[0]], 12)
+        assert dealt_rows._jdf.queryExecution().executedPlan().toString().count("Exchange ") == 1
+        parts = dealt_rows.select("user_bucket", spark_partition_id().alias("part")).distinct().collect()
+        assert sorted(Counter(row["part"] for row in parts).values()) == [expected] * (12 // expected)
 
 
 @pytest.mark.slow
