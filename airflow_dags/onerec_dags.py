@@ -115,7 +115,7 @@ with DAG("daily_samples", schedule=every_day("0 2 * * *"), description="Landing 
 with DAG(
     "tokenizer_refresh",
     schedule=PartitionedAssetTimetable(assets=SAMPLES, default_partition_mapper=whole_week()),
-    description="New fusion and codebook: a token set",
+    description="New items and a refreshed codebook: a token set",
     **COMMON,
 ):
     steps(

@@ -57,14 +57,6 @@ class Previous:
         return cls([layers[f"layer_{number}"] for number in range(len(layers))] or None, told)
 
 
-def previous_version(registry: Registry) -> str | None:
-    """The codebook that a training starts from, if there is any."""
-    if registry.latest("token_set"):
-        version: str = registry.load("token_set").metadata["codebook_version"]
-        return version
-    return registry.latest("codebook")
-
-
 def find_previous(
     connection: duckdb.DuckDBPyConnection,
     registry: Registry,
@@ -124,14 +116,14 @@ def _error(vectors: FloatArray, codebooks: Sequence[FloatArray]) -> float:
 
 
 def published_codes(tokens: pa.ChunkedArray, layers: int) -> tuple[Codes, npt.NDArray[np.bool_]]:
-    """Codes (n, layers) uint16 that items have in the lake, without a suffix, and bool (n,), which of them have any.
+    """Codes (n, layers) uint16 that items have in the lake, and bool (n,), which of them have any.
 
-    ``tokens`` is a list a row, null for a new or changed item.
+    ``tokens`` is a list of ``layers`` a row, null for a new or changed item.
     """
     known = tokens.is_valid().to_numpy()
     codes = np.zeros((len(tokens), layers), np.uint16)
     if known.any():
-        codes[known] = vector_matrix(tokens.drop_null())[:, :layers]
+        codes[known] = vector_matrix(tokens.drop_null())
     return codes, known
 
 
@@ -151,8 +143,9 @@ def train_from(
         return _fitted(new_model(section), source, callback), {"warm_started_from": None, "refresh": None}
     codes, known = published
     start = previous.codebooks
-    model = new_model(section).set_params(warm_start_codebooks=start, max_churn=section.max_churn if start else None)
-    _fitted(model, source, callback, known if known.any() else None)
+    bounded = start is not None and known.any()  # without unchanged items there is nothing to keep
+    model = new_model(section).set_params(warm_start_codebooks=start, max_churn=section.max_churn if bounded else None)
+    _fitted(model, source, callback, known)
     if start is None:
         _match(model, codes, known)
     told = previous.told | {
@@ -171,10 +164,12 @@ def train_from(
 def _fitted(
     model: RQKMeans, source: VectorSource, callback: Callback | None, unchanged: npt.NDArray[np.bool_] | None = None
 ) -> RQKMeans:
-    """The model, fitted; its ``codes_`` are the nearest tokens, which items will get, also where training bounded clusters."""
+    """The model, fitted; its codes and inertia are of the nearest tokens, which items will get, also where training bounded
+    clusters."""
     model.fit_source(source, unchanged=unchanged, callback=callback)
     if model.balance is not None:
-        model.codes_ = source.encode(scaled(source, source.extent()), model.codebooks_)[1]
+        sums, model.codes_ = source.encode(scaled(source, source.extent()), model.codebooks_)
+        model.inertia_ = [layer.distance for layer in sums.layers]
     return model
 
 
@@ -192,6 +187,8 @@ def new_model(section: CodebookSection) -> RQKMeans:
 
 def _match(model: RQKMeans, codes: Codes, known: npt.NDArray[np.bool_]) -> RQKMeans:
     """Tokens of the model renumbered to be those of ``codes`` as far as they can."""
+    if not known.any():
+        return model
     sizes: Sequence[int] = [len(codebook) for codebook in model.codebooks_]
     numbers = match_tokens(codes[known], model.codes_[known], sizes)
     model.codebooks_, model.codes_ = renumbered(model.codebooks_, model.codes_, numbers)

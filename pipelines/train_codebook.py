@@ -67,12 +67,19 @@ def run(
             )
         day, named = latest_pairs(lake, step.reads(lake, CO_INTERACTION), date)
         inputs_hash = _fingerprint(section, version, rows, named)
-        latest = registry.latest("codebook")
-        reused = latest is not None and registry.load("codebook", latest).metadata.get("inputs_hash") == inputs_hash
-        if not reused:
-            from pipelines.codebook_refresh import find_previous, previous_version
+        before = _previous_version(registry)
+        known = [version for version in (registry.latest("codebook"), before) if version is not None]
+        same = [one for one in known if registry.load("codebook", one).metadata.get("inputs_hash") == inputs_hash]
+        reused = bool(same)
+        if reused:
+            registry.set_latest("codebook", same[0])
+        else:
+            from pipelines.codebook_refresh import find_previous
 
             dim = _check_sizes(connection, version, rows, section)
+            previous = find_previous(connection, registry, before, version, dim, section)
+            tokens = _tokens(lake, step, connection, previous, rows, len(section.sizes))
+            rows = rows.append_column("tokens", tokens)
             metadata = {
                 "encoders": registry.load("fusion", version).metadata["encoders"],
                 "fusion_version": version,
@@ -80,9 +87,6 @@ def run(
                 "inputs": dict(step.inputs),
                 "inputs_hash": inputs_hash,
             }
-            before = previous_version(registry)
-            previous = find_previous(connection, registry, before, version, dim, section)
-            rows = rows.append_column("tokens", _tokens(lake, step, connection, before, rows))
             progress(f"train-codebook: {rows.num_rows} vectors of fusion {version}, layers of {list(section.sizes)}")
             if runner == LOCAL:
                 from tokenization import arithmetic
@@ -141,13 +145,32 @@ def _train_on_sample(
         map_parts(pipeline, [json.dumps(task)], TrainCodebook(registry.root, work))
 
 
+def _previous_version(registry: Registry) -> str | None:
+    """The codebook that a training starts from, if there is any."""
+    if registry.latest("token_set"):
+        version: str = registry.load("token_set").metadata["codebook_version"]
+        return version
+    return registry.latest("codebook")
+
+
 def _tokens(
-    lake: Lake, step: StepRun, connection: duckdb.DuckDBPyConnection, version: str | None, rows: pa.Table
+    lake: Lake,
+    step: StepRun,
+    connection: duckdb.DuckDBPyConnection,
+    previous: "Previous | None",
+    rows: pa.Table,
+    layers: int,
 ) -> pa.ChunkedArray:
-    """The tokens that each of ``rows`` has with a codebook, null for a new or changed item."""
+    """The tokens (``layers`` of them, without a suffix) that each of ``rows`` has with the previous codebook; null for a new or
+    changed item, and for all without such a codebook."""
+    if previous is None:
+        return pa.chunked_array([pa.nulls(rows.num_rows, pa.list_(pa.int32()))])
     connection.register("item_tokens", lake.dataset(ITEM_TOKENS, step.reads(lake, ITEM_TOKENS)))
     connection.register("named", rows.select(["item_id", "content_hash"]))
-    known = f"SELECT item_id, content_hash, tokens FROM item_tokens WHERE codebook_version = {quoted(version or '')}"
+    known = (
+        f"SELECT item_id, content_hash, min(tokens[1:{layers}]) AS tokens FROM item_tokens "
+        f"WHERE codebook_version = {quoted(previous.told['version'])} AND len(tokens) >= {layers} GROUP BY ALL"
+    )
     found = f"SELECT tokens FROM named LEFT JOIN ({known}) USING (item_id, content_hash) ORDER BY item_id"
     return connection.sql(found).to_arrow_table()["tokens"]
 

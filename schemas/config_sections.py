@@ -199,8 +199,8 @@ class FusionSection(Section):
     seed: int = 0
     """Of initial weights and batches."""
     start: Literal["keep", "previous", "scratch"] = "keep"
-    """keep: the live token set's model stays while shape and encoders are the same, and with it most codes. Else train a new one:
-    from that model's weights, or from random ones."""
+    """keep: the live token set's model stays while shape and encoders are the same, and with it most codes (before the first
+    token set, as previous). Else train a new one: from the live or newest model's weights, or from random ones."""
 
 
 class CodebookSection(Section):
@@ -221,7 +221,8 @@ class CodebookSection(Section):
     start: Literal["previous", "scratch"] = "previous"
     """From what: the live token set's codebook, refined; or from scratch, tokens only renumbered to match that codebook's."""
     max_churn: Share | None = 0.05
-    """Started from the previous codebook: the largest share of unchanged items that may get another code; null: any."""
+    """Started from the previous codebook: the largest share of unchanged items whose nearest tokens may change (of a turned
+    codebook: from those in the turned space); null: any."""
     max_rotation_loss: float = Field(default=0.1, ge=0)
     """A new fusion model: how much the previous codebook's error may grow as it is turned into the new space; beyond, training
     starts from scratch, and tokens are only renumbered to match."""

@@ -97,24 +97,19 @@ class Registry:
         return self.load(kind, version)
 
     def _move_in(self, staging: Path, kind: str, version: str) -> None:
-        """Give a staged artefact its name, unless a whole one has it."""
+        """Give a staged artefact its name. Where the same content has it already and was damaged since, put each file in place of
+        the damaged one: nothing disappears meanwhile, and whoever mends at the same time puts the same bytes there."""
         target = self.root / kind / version
-        while True:
-            try:
-                os.rename(staging, target)
-            except OSError:  # the same content is there already, whole or damaged since
-                if not target.is_dir():
-                    raise
-            else:
-                return
-            if self._is_whole(kind, version):
-                return
-            damaged = staging.with_name(f"{staging.name}-damaged")
-            try:
-                os.rename(target, damaged)
-            except FileNotFoundError:  # another publisher is mending it too
-                continue
-            shutil.rmtree(damaged)
+        try:
+            os.rename(staging, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            if not self._is_whole(kind, version):
+                manifest = staging / f"{kind}.json"
+                for path in [*(path for path in staging.iterdir() if path != manifest), manifest]:
+                    os.replace(path, target / path.name)
+                sync_folder(target)
 
     def _is_whole(self, kind: str, version: str) -> bool:
         """Whether a version's manifest and files are what was published."""

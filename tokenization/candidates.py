@@ -50,8 +50,8 @@ class Float32Finder:
 
     def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64]) -> Candidates:
         """See Finder."""
-        found = _Found(len(block), _float32_slack(block.shape[1], norms, self._largest))
         unit = _integer_unit(2 * float(norms.max()) * self._largest + self._largest**2)
+        found = _Found(len(block), _cut(_float32_slack(block.shape[1], norms, self._largest), unit))
         for start in range(0, len(self._squares), TILE):
             products = block @ self._transposed[:, start : start + TILE]
             scan_float32(products, self._squares, start, unit, *(found.slack, found.best, found.kept, found.scores, found.counts))
@@ -78,8 +78,8 @@ class Int8Finder:
         codes, scales, errors, _ = quantised(block)
         # What float32 rounds while a score and its bound are put together, a few operations on values of at most this size.
         size = 4 * (norms + errors) * self._largest + self._largest**2
-        found = _Found(len(block), _up(32 * _UNIT * size))
         unit = _integer_unit(float(size.max()))
+        found = _Found(len(block), _cut(_up(32 * _UNIT * size), unit))
         rows = (np.float32(2) * scales, _up(2 * errors), _up(2 * norms))
         narrow = torch.from_numpy(codes)
         for start in range(0, len(self._squares), TILE):
@@ -183,6 +183,12 @@ def quantised(
 def _integer_unit(largest: float) -> np.float32:
     """Scores up to ``largest`` times this stay inside INTEGER_RANGE."""
     return np.float32(INTEGER_RANGE / largest) if largest > 0 else np.float32(1)
+
+
+def _cut(slack: FloatArray, unit: np.float32) -> FloatArray:
+    """``slack`` (n,) and what cutting scores to integers may add. The unit is of the block's longest row, so for rows that are
+    some thousand times shorter it is more than all rounding."""
+    return _up(slack.astype(np.float64) + 2 / float(unit))
 
 
 def _up(values: Any) -> FloatArray:

@@ -11,6 +11,7 @@ elsewhere. Three means, each for what the one before cannot reach (docs/decision
   codes, are what they were once the codebooks are turned too.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from scipy.linalg import orthogonal_procrustes
 from scipy.optimize import linear_sum_assignment
 
+from tokenization.lloyd import Callback, Iteration
 from tokenization.refinement import Encoded, Refined, encoded, filled, refitted
 from tokenization.residual import Codes
 from tokenization.vector_source import VectorSource
@@ -44,13 +46,15 @@ def refreshed(
     previous: Sequence[FloatArray],
     max_churn: float,
     unchanged: npt.NDArray[np.bool_] | None = None,
+    callback: Callback | None = None,
 ) -> Refresh:
     """``previous`` codebooks moved towards those that fit the rows best, under the codes that ``previous`` gives them
     (``refinement.refitted``): of the parts of the way that were tried the one of least error, while at most ``max_churn`` of the
     ``unchanged`` rows (bool (n,); None: of all) get another code, and no layer uses fewer tokens than before.
 
     Tokens that no row has go where rows are represented badly, as in a training; should already that change too many codes, the
-    answer is ``previous`` itself. Raises ValueError for a share outside 0 to 1.
+    answer is ``previous`` itself. The callback hears of each part of the way as of an iteration of layer 0. Raises ValueError
+    for a share outside 0 to 1.
     """
     if not 0 <= max_churn <= 1:
         raise ValueError(f"max_churn {max_churn}: must be a share, from 0 to 1")
@@ -60,15 +64,17 @@ def refreshed(
     target = refitted(whole.codebooks, whole.codes, whole.totals(unit))
     used = [layer.counts > 0 for layer in start.sums.layers]
     best, low, high, share = judged(start.codes, start, unchanged, 0.0), 0.0, 1.0, 1.0
-    for _ in range(1 + STEPS_BACK):
+    for number in range(1, 2 + STEPS_BACK):
+        clock = time.perf_counter()
         candidate = encoded(source, unit, _between(previous, target, used, share))
         found = judged(start.codes, candidate, unchanged, share)
-        if found.churn > max_churn:
+        if callback:
+            callback(Iteration(0, number, 1 + STEPS_BACK, found.fitted.inertia[-1], 0, time.perf_counter() - clock))
+        if found.churn > max_churn or candidate.lost(start):
             high = share
         else:
             low = share
-            if not candidate.lost(start) and found.fitted.inertia[-1] < best.fitted.inertia[-1]:
-                best = found
+            best = found if found.fitted.inertia[-1] < best.fitted.inertia[-1] else best
         share = (low + high) / 2
         if low == 1:
             break
@@ -98,15 +104,16 @@ def match_tokens(before: Codes, after: Codes, sizes: Sequence[int]) -> list[npt.
     """New numbers of the tokens of ``after``, uint16 (size,) a layer, under which most rows keep their token of ``before``.
 
     Codes (n, layers) of the same rows. An assignment problem a layer, solved exactly (Jonker and Volgenant's algorithm, of
-    scipy): memory 8 · size² bytes. Raises BadVectors for codes of different shapes.
+    scipy): memory 8 · size² bytes, time up to size³. Raises BadVectors for codes of different shapes.
     """
     if before.shape != after.shape or before.shape[1] != len(sizes):
         raise BadVectors(f"codes of shapes {before.shape} and {after.shape}: needs two of (n, {len(sizes)})")
     numbers = []
     for layer, size in enumerate(sizes):
-        pairs = after[:, layer].astype(np.int64) * size + before[:, layer]
-        shared = np.bincount(pairs, minlength=size * size).reshape(size, size)
-        numbers.append(linear_sum_assignment(shared, maximize=True)[1].astype(np.uint16))
+        pairs, rows = np.unique(after[:, layer].astype(np.int64) * size + before[:, layer], return_counts=True)
+        cost = np.zeros((size, size))
+        cost.flat[pairs] = -rows
+        numbers.append(linear_sum_assignment(cost)[1].astype(np.uint16))
     return numbers
 
 

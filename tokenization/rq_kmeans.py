@@ -91,7 +91,8 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         unchanged: npt.NDArray[np.bool_] | None = None,
         callback: Callback | None = None,
     ) -> "RQKMeans":
-        """Train on X (n, dim). ``callback`` hears of every iteration of a layer, and of every epoch of refinement as layer 0.
+        """Train on X (n, dim). ``callback`` hears of every iteration of a layer, and of every epoch of refinement, or try of
+        a bounded refresh, as layer 0.
 
         ``unchanged``, bool (n,), names the rows that ``max_churn`` is about (None: all); the others are new.
         Raises BadVectors (a ValueError) naming rows with NaN or infinity, ValueError for parameters that don't fit.
@@ -114,7 +115,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         start = None if self.warm_start_codebooks is None else [_start(one, source.dim) for one in self.warm_start_codebooks]
         self.refresh_: Refresh | None
         if start is not None and self.max_churn is not None:
-            self.refresh_ = found = refreshed(source, start, self.max_churn, unchanged)
+            self.refresh_ = found = refreshed(source, start, self.max_churn, unchanged, callback)
             fitted, self.n_iter_ = found.fitted, [0] * self.n_layers
         else:
             fitted = self._fit_freely(source, sizes, start, callback)

@@ -67,13 +67,16 @@ def train_fusion(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train and publish the model that fuses an item's vectors, from items engaged with together (up to the date)."""
+    """Train and publish the model that fuses an item's vectors, from items engaged with together (up to the date).
+
+    A live token set keeps its model unless fusion.start says otherwise.
+    """
     from onerec.commands.progress_bar import counting
     from schemas.lake import open_lake
 
     opened, day = open_lake(lake, set_), _day(date)
     if dry_run:
-        print_dry_run("train-fusion", {"registry/fusion": ["a new version"]}, as_json=as_json)
+        print_dry_run("train-fusion", {"registry/fusion": ["a new version, unless the live one is kept"]}, as_json=as_json)
         return
     from pipelines import train_fusion as job
 

@@ -52,6 +52,21 @@ def test_near_ties_that_float32_cannot_tell_are_decided_exactly():
     assert (NearestCentroid(centroids)(vectors)[0] == expected.argmin(axis=1)).all()
 
 
+@pytest.mark.parametrize("backend", ["float32", "int8"])
+@pytest.mark.parametrize("longest", [1, 3e3, 1e4, 1e6])
+def test_a_long_row_does_not_coarsen_the_scores_of_those_beside_it(backend, longest):
+    """Near ties of centroids that lie far apart in the list, in one block with a row many times as long."""
+    random = np.random.default_rng(5)
+    half = random.normal(size=(100, 2)) * 0.1 + [1, 0]
+    centroids = np.concatenate([half, half + random.normal(size=half.shape) * 1e-4]).astype(np.float32)
+    place = random.integers(0, 100, 511)
+    between = (centroids[place].astype(np.float64) + centroids[place + 100]) / 2
+    rows = np.concatenate([between + random.normal(size=between.shape) * 1e-7, [[longest, 0]]]).astype(np.float32)
+    expected = squared_distances(rows, centroids)
+    labels, _ = NearestCentroid(centroids, backend)(rows)
+    assert (labels == expected.argmin(axis=1)).all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=25, deadline=None)
 @given(vectors=matrices(), kind=st.sampled_from(KINDS), size=st.integers(1, 40), seed=st.integers(0, 999))
