@@ -67,13 +67,14 @@ def run(
             )
         day, named = latest_pairs(lake, step.reads(lake, CO_INTERACTION), date)
         inputs_hash = _fingerprint(section, version, rows, named)
-        before = _previous_version(registry)
-        known = [version for version in (registry.latest("codebook"), before) if version is not None]
-        same = [one for one in known if registry.load("codebook", one).metadata.get("inputs_hash") == inputs_hash]
-        reused = bool(same)
-        if reused:
-            registry.set_latest("codebook", same[0])
-        else:
+        latest = registry.latest("codebook")
+        before = versions.codebook_version(registry, None, refresh=False) if latest else None
+        known = dict.fromkeys(one for one in (latest, before) if one)
+        same = next((one for one in known if registry.load("codebook", one).metadata.get("inputs_hash") == inputs_hash), None)
+        reused = same is not None
+        if same is not None and same != latest:
+            registry.set_latest("codebook", same)
+        if not reused:
             from pipelines.codebook_refresh import find_previous
 
             dim = _check_sizes(connection, version, rows, section)
@@ -145,14 +146,6 @@ def _train_on_sample(
         map_parts(pipeline, [json.dumps(task)], TrainCodebook(registry.root, work))
 
 
-def _previous_version(registry: Registry) -> str | None:
-    """The codebook that a training starts from, if there is any."""
-    if registry.latest("token_set"):
-        version: str = registry.load("token_set").metadata["codebook_version"]
-        return version
-    return registry.latest("codebook")
-
-
 def _tokens(
     lake: Lake,
     step: StepRun,
@@ -200,7 +193,7 @@ def _told(refresh: dict[str, Any] | None) -> str:
     """What became of unchanged items' codes, in words."""
     if refresh is None:
         return "trained from scratch; no codebook of these sizes before it"
-    how = {"previous": "refreshed from", "rotated": "refreshed from (turned)", "matched": "trained from scratch, matched to"}
+    how = {"previous": "refreshed from", "rotated": "turned and refreshed from", "matched": "trained from scratch, matched to"}
     found, cold = refresh["churn"], refresh["churn_cold"]
     beside = f"; from scratch {cold['changed']:.1%}" if cold and refresh["start"] != "matched" else ""
     changed = f"{found['changed']:.1%} of {found['items']:,} unchanged items changed code{beside}"
