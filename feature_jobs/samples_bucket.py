@@ -17,7 +17,7 @@ from feature_jobs.samples_arrays import encoded, encoded_users
 from feature_jobs.samples_cells import CellCounter, CellFolder, DayQuantile, cell_keys
 from feature_jobs.samples_drops import REASONS, drops
 from feature_jobs.samples_labels import label_samples
-from feature_jobs.samples_sketch import ItemSketch
+from feature_jobs.samples_sketch import PartedSketch
 from feature_jobs.samples_slices import ActiveState, event_slices
 from feature_jobs.user_state_arrays import integers, log_bucket
 from schemas.lake import Lake
@@ -40,9 +40,9 @@ class SampleInputs:
 
 
 def count_bucket(day: SampleInputs, bucket: int) -> list[int]:
-    """Write the cells and the sketch of items of a bucket's samples; what ``CellFolder.write`` returns."""
+    """Write the cells and the sketches of items of a bucket's samples; what ``CellFolder.write`` returns."""
     settings = day.lake.config.samples
-    counter, sketch = CellCounter(), ItemSketch()
+    counter, sketch = CellCounter(), PartedSketch()
     for events in event_slices(day.events, bucket, _CELL_COLUMNS):
         _, owner = encoded_users(events["user_id"])
         events = events.append_column("sample_id", sample_ids(events["user_id"], events["impression_id"]))

@@ -5,7 +5,7 @@ one Arrow batch a duration bucket; then each duration bucket is summed by a task
 file and writes the share of plays up to each play time; then every task maps the duration buckets it needs. What moves is a
 few bytes a distinct cell, in sorted arrays, and no machine ever holds more than one duration bucket's distinct play times.
 
-The same files carry each user bucket's sketch of the day's distinct items (``samples_sketch``), merged in the same way.
+The same files carry each user bucket's sketches of the day's distinct items (``samples_sketch``), merged in the same way.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 
 from feature_jobs.run_folders import run_folder
 from feature_jobs.samples_arrays import order_by
-from feature_jobs.samples_sketch import ItemSketch
+from feature_jobs.samples_sketch import PARTS, ItemSketch, PartedSketch
 from feature_jobs.user_state_arrays import group_starts
 from schemas.lake import Lake, damage_named, filesystem_of, write_atomically
 
@@ -27,8 +27,8 @@ Cells = tuple[np.ndarray, np.ndarray]
 _PLAY_BITS = 40
 CELLS_AT_ONCE = 2**23
 """Cells that are collected before they are summed: a few hundred megabytes."""
-_ITEMS = -2
-"""Stands for the sketch of items among duration buckets."""
+_ITEMS = range(-PARTS - 1, -1)
+"""Stand for the parts of the sketch of items among duration buckets."""
 _CELL_FILE = pa.schema([("value", pa.int64()), ("plays", pa.int64())])
 _SHARE_FILE = pa.schema([("play_time_ms", pa.int64()), ("share", pa.float64())])
 
@@ -82,11 +82,13 @@ class CellFolder:
 
     uri: str
 
-    def write(self, bucket: int, cells: Cells, items: ItemSketch) -> list[int]:
-        """Write a user bucket's cells and sketch; the duration buckets in the order of their batches."""
+    def write(self, bucket: int, cells: Cells, items: PartedSketch) -> list[int]:
+        """Write a user bucket's cells and sketches; the duration buckets in the order of their batches."""
         keys, plays = cells
         of = keys >> _PLAY_BITS
-        batches = [(_ITEMS, items.keys, np.ones(len(items.keys), np.int64))]
+        batches = [
+            (number, part.keys, np.ones(len(part.keys), np.int64)) for number, part in zip(_ITEMS, items.parts, strict=True)
+        ]
         for number in np.unique(of).tolist():
             rows = slice(*np.searchsorted(of, [number, number + 1]))
             batches.append((number, keys[rows] & (1 << _PLAY_BITS) - 1, plays[rows]))
@@ -96,8 +98,8 @@ class CellFolder:
 
     def merge(self, number: int, places: Sequence[tuple[int, int]]) -> int:
         """Sum one duration bucket, whose cells are the batches (user bucket, place in its file): write the share of its plays
-        up to each play time. For ``_ITEMS``: the estimate of distinct items."""
-        if number == _ITEMS:
+        up to each play time. For one of ``_ITEMS``: the part's estimate of distinct items."""
+        if number in _ITEMS:
             sketch = ItemSketch()
             for bucket, place in places:
                 sketch.add(self._batch(bucket, place).column(0).to_numpy())
@@ -167,7 +169,7 @@ def merge_plan(batches: dict[int, list[int]]) -> list[tuple[int, list[tuple[int,
 
 def distinct_items(plan: Sequence[tuple[int, list[tuple[int, int]]]], merged: Sequence[int]) -> int:
     """The distinct items among the results of merging a plan."""
-    return next((result for (number, _), result in zip(plan, merged, strict=True) if number == _ITEMS), 0)
+    return sum(result for (number, _), result in zip(plan, merged, strict=True) if number in _ITEMS)
 
 
 @contextmanager

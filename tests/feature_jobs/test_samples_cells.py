@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from feature_jobs import samples_cells
 from feature_jobs.samples_cells import CellCounter, CellFolder, DayQuantile, cell_keys, distinct_items, merge_plan
-from feature_jobs.samples_sketch import ItemSketch
+from feature_jobs.samples_sketch import KEPT, ItemSketch, PartedSketch
 
 Play = tuple[int, int]
 """Duration bucket (−1 for an unknown length) and play time in ms."""
@@ -40,7 +40,7 @@ def test_a_plays_quantile_is_the_share_of_its_duration_buckets_plays_that_are_no
             counter = CellCounter()
             for rows in slices:
                 counter.add(cell_keys(*columns(rows)))
-            batches[bucket] = cells.write(bucket, counter.cells(), ItemSketch())
+            batches[bucket] = cells.write(bucket, counter.cells(), PartedSketch())
         plan = merge_plan(batches)
         merged = [cells.merge(*step) for step in plan]
         everything = [row for slices in dealt for rows in slices for row in rows]
@@ -59,7 +59,7 @@ def test_few_distinct_items_are_counted_exactly_wherever_they_were_shown(folder:
     cells = CellFolder(str(folder / str(uuid.uuid4())))
     batches = {}
     for bucket, keys in enumerate(dealt):
-        sketch = ItemSketch()
+        sketch = PartedSketch()
         sketch.add(np.array(keys, np.int64))
         batches[bucket] = cells.write(bucket, CellCounter().cells(), sketch)
     plan = merge_plan(batches)
@@ -80,3 +80,18 @@ def test_many_distinct_items_are_estimated_within_four_standard_errors_and_in_an
         parts.add(piece.keys)
     assert one.distinct() == parts.distinct()
     assert abs(one.distinct() / distinct - 1) < 4 / np.sqrt(kept - 2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_parts_of_a_full_sketch_estimate_together_as_one_sketch_of_all_keys_does(folder: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    distinct = 5 * KEPT
+    keys = rng.integers(-(2**63), 2**63 - 1, distinct)
+    cells = CellFolder(str(folder / str(uuid.uuid4())))
+    batches = {}
+    for bucket, shown in enumerate(np.array_split(np.concatenate([keys, rng.choice(keys, distinct)]), 6)):
+        sketch = PartedSketch()
+        sketch.add(shown)
+        batches[bucket] = cells.write(bucket, CellCounter().cells(), sketch)
+    plan = merge_plan(batches)
+    assert abs(distinct_items(plan, [cells.merge(*step) for step in plan]) / distinct - 1) < 4 / np.sqrt(KEPT - 2)
