@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "int8", "float32", "torch", "faiss"]
 """``auto``: 8-bit products where the processor has a unit for them, else float32; the others by name. ``torch`` and ``faiss``
-score in float32 with that library, ``torch`` on the GPU where there is one."""
+score with that library, in float32 on the CPU; ``torch`` on the GPU where there is one (``tokenization.fused``)."""
 BACKENDS: tuple[str, ...] = ("auto", "int8", "float32", "torch", "faiss")
 
 _ROWS = 512
-"""Rows of a block: with a tile of centroids its scores fit a core's cache."""
+"""Rows of a block that no finder looks at."""
 _WIDE_SCORES = 2**22
 _THREADED_PRODUCTS = 2**26
 """Below so many products threads cost more than they save."""
@@ -61,11 +61,13 @@ class NearestCentroid:
         find = self._finder(block.size * len(self._distinct))
         labels, distances = np.empty(len(block), np.int64), np.empty(len(block))
 
+        step = find.rows if find else _ROWS
+
         def assign(start: int) -> None:
-            rows = slice(start, start + _ROWS)
+            rows = slice(start, start + step)
             self._assign(find, block[rows], labels[rows], distances[rows])
 
-        starts = range(0, len(block), _ROWS)
+        starts = range(0, len(block), step)
         threads = min(self._threads, len(starts))
         if threads < 2 or block.size * len(self._distinct) < _THREADED_PRODUCTS:
             for start in starts:
@@ -93,20 +95,36 @@ class NearestCentroid:
         self, find: "Finder | None", block: FloatArray, labels: npt.NDArray[np.int64], distances: npt.NDArray[np.float64]
     ) -> None:
         """Fill in labels (of distinct centroids) and distances of some rows."""
-        from tokenization.nearest_kernels import decide
-
         norms = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
         low, high = _SAFE
-        if find and ((norms > low) & (norms < high)).all():
-            found = find(block, norms)
-            decide(block, self._distinct, found.limits, found.kept, found.scores, found.counts, labels, distances)
-            left = np.flatnonzero(labels < 0)
-        else:
-            left = np.arange(len(block))
+        safe = (norms > low) & (norms < high)
+        labels[:] = -1
+        if find and safe.all():
+            self._decide(find, block, norms, labels, distances)
+        elif find and safe.any():  # what a row equal to its centroid leaves is 0, so such blocks are common
+            rows = np.flatnonzero(safe)
+            some, their_distances = np.empty(len(rows), np.int64), np.empty(len(rows))
+            self._decide(find, block[rows], norms[rows], some, their_distances)
+            labels[rows], distances[rows] = some, their_distances
+        left = np.flatnonzero(labels < 0)
         step = max(1, _WIDE_SCORES // max(len(self._distinct), block.shape[1]))
         for start in range(0, len(left), step):
             rows = left[start : start + step]
             labels[rows], distances[rows] = self._in_float64(block[rows].astype(np.float64), norms[rows])
+
+    def _decide(
+        self,
+        find: "Finder",
+        block: FloatArray,
+        norms: npt.NDArray[np.float64],
+        labels: npt.NDArray[np.int64],
+        distances: npt.NDArray[np.float64],
+    ) -> None:
+        """The same by a finder's candidates, for rows whose norms it can take; label −1 where it has none."""
+        from tokenization.nearest_kernels import decide
+
+        found = find(block, norms)
+        decide(block, self._distinct, found.limits, found.kept, found.scores, found.counts, labels, distances)
 
     def _in_float64(
         self, block: npt.NDArray[np.float64], norms: npt.NDArray[np.float64]

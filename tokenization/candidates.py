@@ -14,6 +14,8 @@ import numpy.typing as npt
 from tokenization.nearest_kernels import INTEGER_RANGE, MAX_CANDIDATES, OVERFULL, quantise_rows, scan_float32, scan_int8
 from tokenization.vectors import FloatArray
 
+ROWS = 512
+"""Rows of a block: with a tile of centroids its scores fit a core's cache."""
 TILE = 1024
 """Centroids a tile."""
 _MOST_LISTED = 8
@@ -33,7 +35,9 @@ class Candidates:
 
 
 class Finder(Protocol):
-    """Finds candidates; safe to call from several threads."""
+    """Finds candidates; safe to call from several threads, each with at most ``rows`` rows."""
+
+    rows: int
 
     def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64]) -> Candidates:
         """Candidates of rows (n, dim) whose norms are ``norms`` (n,)."""
@@ -42,6 +46,8 @@ class Finder(Protocol):
 
 class Float32Finder:
     """Scores by float32 products of NumPy's BLAS. ``centroids`` (k, dim) float32, ``squares`` (k,) their squared norms."""
+
+    rows = ROWS
 
     def __init__(self, centroids: FloatArray, squares: npt.NDArray[np.float64]) -> None:
         self._transposed = centroids.T
@@ -60,6 +66,8 @@ class Float32Finder:
 
 class Int8Finder:
     """Scores by 8-bit integer products of PyTorch (VNNI, AMX), each row and centroid with a scale of its own."""
+
+    rows = ROWS
 
     def __init__(self, centroids: FloatArray, squares: npt.NDArray[np.float64]) -> None:
         import torch
@@ -95,14 +103,15 @@ class Int8Finder:
 
 
 class TorchFinder:
-    """Scores by float32 products of PyTorch, on the GPU where there is one; only candidates leave the device."""
+    """Scores by float32 products of PyTorch."""
+
+    rows = ROWS
 
     def __init__(self, centroids: FloatArray, squares: npt.NDArray[np.float64]) -> None:
         import torch
 
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._transposed = torch.from_numpy(centroids).to(self._device).T
-        self._squares = torch.from_numpy(squares.astype(np.float32)).to(self._device)
+        self._transposed = torch.from_numpy(centroids).T
+        self._squares = torch.from_numpy(squares.astype(np.float32))
         self._largest = float(np.sqrt(squares.max()))
 
     def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64]) -> Candidates:
@@ -110,14 +119,16 @@ class TorchFinder:
         import torch
 
         slack = _float32_slack(block.shape[1], norms, self._largest)
-        scores = torch.addmm(self._squares, torch.from_numpy(block).to(self._device), self._transposed, alpha=-2)
+        scores = torch.addmm(self._squares, torch.from_numpy(block), self._transposed, alpha=-2)
         most = min(_MOST_LISTED, scores.shape[1])
         values, places = scores.topk(most, dim=1, largest=False, sorted=True)
-        return _listed(values.cpu().numpy(), places.cpu().numpy(), scores.shape[1], slack)
+        return _listed(values.numpy(), places.numpy(), scores.shape[1], slack)
 
 
 class FaissFinder:
     """Scores by faiss's flat index."""
+
+    rows = ROWS
 
     def __init__(self, centroids: FloatArray, squares: npt.NDArray[np.float64]) -> None:
         import faiss
@@ -198,10 +209,21 @@ def _up(values: Any) -> FloatArray:
     return larger
 
 
+def torch_finder(centroids: FloatArray, squares: npt.NDArray[np.float64]) -> Finder:
+    """PyTorch's: fused on a GPU, else on the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        from tokenization.fused import FusedFinder
+
+        return FusedFinder(centroids, squares)
+    return TorchFinder(centroids, squares)
+
+
 FINDERS: dict[str, Callable[[FloatArray, npt.NDArray[np.float64]], Finder]] = {
     "float32": Float32Finder,
     "int8": Int8Finder,
-    "torch": TorchFinder,
+    "torch": torch_finder,
     "faiss": FaissFinder,
 }
 """By the backend's name; each is made of centroids (k, dim) and their squared norms (k,)."""

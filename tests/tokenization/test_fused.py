@@ -1,0 +1,99 @@
+"""The GPU's search, against float64: its kernel interpreted where there is no GPU, and compiled for one wherever Triton is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tokenization.vector_cases import KINDS, matrices, matrix, squared_distances
+from tokenization.assignment import NearestCentroid
+from tokenization.candidates import FINDERS
+from tokenization.fused import FusedFinder
+
+ROOT = Path(__file__).resolve().parents[2]
+ON_GPU = torch.cuda.is_available()
+pytest.importorskip("triton", reason="the fused kernel needs Triton, which PyTorch's CUDA builds for Linux bring")
+
+
+def finder(centroids):
+    squares = (centroids.astype(np.float64) ** 2).sum(axis=1)
+    return FusedFinder(centroids, squares, "cuda" if ON_GPU else "cpu")
+
+
+def found(centroids, rows):
+    """Labels, −1 where the finder is not certain."""
+    norms = np.sqrt((rows.astype(np.float64) ** 2).sum(axis=1))
+    candidates = finder(centroids)(rows, norms)
+    return np.where(candidates.counts == 1, candidates.kept[:, 0], -1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(vectors=matrices(), kind=st.sampled_from(KINDS), size=st.integers(1, 40), seed=st.integers(0, 999))
+def test_what_it_is_certain_of_is_the_one_nearest_centroid(vectors, kind, size, seed):
+    norms = np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=1))
+    vectors, centroids = vectors[(norms > 1e-12) & (norms < 1e12)], matrix(kind, size, vectors.shape[1], seed)
+    if not len(vectors) or not 1e-12 < np.sqrt((centroids.astype(np.float64) ** 2).sum(axis=1).max()) < 1e12:
+        return
+    labels = found(centroids, vectors)
+    expected = squared_distances(vectors, centroids)
+    certain = np.flatnonzero(labels >= 0)
+    chosen = expected[certain, labels[certain]]
+    others = np.where(np.arange(size) == labels[certain, None], np.inf, expected[certain])
+    assert (chosen[:, None] < others).all()
+
+
+@pytest.mark.parametrize(("rows", "size", "dim"), [(300, 200, 70), (129, 257, 128), (1, 1, 1)])
+def test_rows_with_one_clearly_nearest_centroid_are_certain_whatever_the_sizes(rows, size, dim):
+    vectors, centroids = matrix("normal", rows, dim, 1), matrix("normal", size, dim, 2)
+    labels = found(centroids, vectors)
+    assert (labels >= 0).mean() > 0.99
+    assert (labels[labels >= 0] == squared_distances(vectors, centroids).argmin(axis=1)[labels >= 0]).all()
+
+
+@pytest.mark.parametrize("scale", [1e-11, 1e-4, 1e6, 1e10])
+def test_rows_and_centroids_of_any_size_fit_its_float16(scale):
+    vectors, centroids = matrix("normal", 100, 24, 1) * np.float32(scale), matrix("normal", 50, 24, 2) * np.float32(scale)
+    labels = found(centroids, vectors)
+    assert (labels == squared_distances(vectors, centroids).argmin(axis=1)).all()
+
+
+def test_what_float16_cannot_tell_the_second_pass_can():
+    """Centroids that float16 rounds to the same numbers."""
+    direction = matrix("normal", 1, 32, 3)[0]
+    centroids = np.stack([direction, direction * np.float32(1 + 2e-4)])
+    vectors = np.stack([direction * np.float32(0.5), direction * np.float32(2)])
+    assert found(centroids, vectors).tolist() == [0, 1]
+
+
+def test_equal_distances_are_nobodys():
+    vectors = np.array([[0, 1], [3, 3]], np.float32)
+    assert found(np.array([[1, 0], [-1, 0]], np.float32), vectors).tolist() == [-1, 0]
+
+
+def test_the_search_decides_in_float64_what_is_not_certain(monkeypatch):
+    """Lattices are full of ties, and of rows of norm 0."""
+    monkeypatch.setitem(FINDERS, "torch", lambda centroids, _: finder(centroids))
+    vectors, centroids = matrix("lattice", 200, 3, 1), matrix("lattice", 60, 3, 2)
+    labels, distances = NearestCentroid(centroids, "torch")(vectors)
+    expected = squared_distances(vectors, centroids)
+    assert (labels == expected.argmin(axis=1)).all()
+    np.testing.assert_allclose(distances, expected.min(axis=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_the_kernel_compiles_for_tensor_cores(kind):
+    """In a process of its own, where Triton does not interpret."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.tokenization.kernel_for_gpu", kind]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    kernel = json.loads(done.stdout)
+    assert kernel["tensor_cores"]
+    assert kernel["fetches_ahead"]
+    assert kernel["shared_memory"] <= 227 * 1024, "a block's on an H100"

@@ -1,0 +1,107 @@
+"""Nearest centroids on a GPU: float16 first, three TF32 products for what that cannot tell, float64 for the rest.
+
+A row is certain of its nearest centroid where the second smallest score lies above the smallest by more than both can be off:
+then exact arithmetic has the same one. The fused kernel (``tokenization.nearest_triton``) gives both. The rows that float16
+leaves uncertain go through it again, and the few that are uncertain then are scored in float64. What even that cannot tell,
+ties mostly, has no candidate: ``tokenization.assignment`` decides it by differences.
+
+Tensor cores multiply float16 as fast as bfloat16, and it rounds by a quarter as much. Its range is the smaller: so each row,
+and all centroids together, are first divided by a power of two.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tokenization.candidates import Candidates
+from tokenization.nearest_kernels import OVERFULL
+from tokenization.vectors import FloatArray
+
+_CUT = 2.0**-22
+"""Share by which a sum of float32 may be off at each term: a tensor core may cut where a processor rounds."""
+_SPLIT = 2.0**-18
+"""Share by which three TF32 products may be off: 2⁻²⁰ a term that they leave out, four times as much for safety."""
+_CUT_WIDE = 2.0**-52
+_WIDE_SCORES = 2**24
+
+
+class FusedFinder:
+    """Certain nearest centroids; ``centroids`` (k, dim) float32, ``squares`` (k,) their squared norms, ``device`` a GPU."""
+
+    rows = 2**18
+
+    def __init__(self, centroids: FloatArray, squares: npt.NDArray[np.float64], device: str = "cuda") -> None:
+        self._device = torch.device(device)
+        self._centroids = torch.from_numpy(centroids).to(self._device)
+        self._wide_squares = torch.from_numpy(squares).to(self._device)
+        self._squares = self._wide_squares.float()
+        self._scale = _power_above(self._centroids.abs().max())
+        self._narrow = (self._centroids / self._scale).half()
+        self._largest = float(np.sqrt(squares.max()))
+        self._coarsest = float(_norms(self._centroids - self._narrow.float() * self._scale).max())
+
+    def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64]) -> Candidates:
+        """See ``candidates.Finder``: one candidate a row, or OVERFULL where none is certain."""
+        labels = self.certain(torch.from_numpy(block).to(self._device), torch.from_numpy(norms).to(self._device))
+        kept = labels.cpu().numpy().astype(np.int32)
+        counts = np.where(kept < 0, OVERFULL, 1).astype(np.int32)
+        zeros = np.zeros(len(kept), np.float32)
+        return Candidates(kept[:, None], zeros[:, None], counts, zeros)
+
+    def certain(self, rows: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+        """Labels (n,) int64 of float32 rows (n, dim) on the device whose norms are ``norms`` (n,) float64; −1 if not certain."""
+        labels = self._by_float16(rows, norms)
+        for search in (self._by_float32, self._by_float64):
+            unsure = torch.nonzero(labels < 0)[:, 0]
+            if len(unsure):
+                labels[unsure] = search(rows[unsure], norms[unsure])
+        return labels
+
+    def _by_float16(self, rows: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+        from tokenization.nearest_triton import nearest_two
+
+        scales = _power_above(rows.abs().amax(dim=1))
+        narrow = (rows / scales[:, None]).half()
+        lost = _norms(rows - narrow.float() * scales[:, None])
+        longest = self._largest + self._coarsest
+        off = lost * longest + norms * self._coarsest + self._summed(_CUT, norms + lost, longest)
+        return self._told(*nearest_two(narrow, self._narrow, self._squares, 2 * scales * self._scale), off, _CUT)
+
+    def _by_float32(self, rows: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+        from tokenization.nearest_triton import nearest_two
+
+        twice = torch.full_like(norms, 2, dtype=torch.float32)
+        off = _SPLIT * norms * self._largest + self._summed(_CUT, norms, self._largest)
+        return self._told(*nearest_two(rows, self._centroids, self._squares, twice), off, _CUT)
+
+    def _by_float64(self, rows: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+        step = max(1, _WIDE_SCORES // len(self._centroids))
+        parts = zip(rows.split(step), self._summed(_CUT_WIDE, norms, self._largest).split(step), strict=True)
+        return torch.cat([self._told(*self._scored(part), off, _CUT_WIDE) for part, off in parts])
+
+    def _scored(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What ``nearest_two`` gives, in float64; of two centroids at least, since one is always certain."""
+        scores = torch.addmm(self._wide_squares, rows.double(), self._centroids.double().T, alpha=-2)
+        values, places = scores.topk(2, dim=1, largest=False)
+        return values[:, 0], places[:, 0], values[:, 1]
+
+    def _told(
+        self, least: torch.Tensor, label: torch.Tensor, second: torch.Tensor, off: torch.Tensor, cut: float
+    ) -> torch.Tensor:
+        """Labels, −1 where two scores may be in the wrong order, products being off by at most ``off`` (n,)."""
+        each = 2 * off + 4 * cut * self._largest * self._largest
+        return torch.where(second.double() - least.double() > 2 * each, label.long(), -1)
+
+    def _summed(self, cut: float, norms: torch.Tensor, largest: float) -> torch.Tensor:
+        """What summing may add to the error of a product."""
+        return cut * (self._centroids.shape[1] + 8) * norms * largest
+
+
+def _power_above(sizes: torch.Tensor) -> torch.Tensor:
+    """Powers of two above some sizes (not negative), 1 of zero; divisions by them lose nothing."""
+    return torch.ldexp(torch.ones_like(sizes), torch.frexp(sizes).exponent)
+
+
+def _norms(rows: torch.Tensor) -> torch.Tensor:
+    """Norms (n,) float64 of rows, a little more than they are."""
+    return torch.linalg.vector_norm(rows.double(), dim=1) * (1 + 1e-9)
