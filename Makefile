@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/onerec demo --out $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: setup lint types fast
 

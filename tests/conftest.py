@@ -16,6 +16,12 @@ if not Path("/dev/nvidiactl").exists():  # Triton's kernels run interpreted then
 REAL_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a test of many minutes come first: started last, one would keep a worker busy while the others have no work."""
+    files = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in files)
+
+
 @pytest.fixture(scope="session")
 def spark() -> Iterator[Any]:
     """The project's own Spark session, started once for the run."""

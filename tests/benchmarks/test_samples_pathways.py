@@ -141,6 +141,7 @@ subject.main()
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_closing_object_has_the_promised_figures():
     ended = subprocess.run([sys.executable, "-c", TINY, "--quick"], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

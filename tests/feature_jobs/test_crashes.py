@@ -22,7 +22,7 @@ from tests.feature_jobs.killed_runs import (
     torn,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 FILE_CLOSED, COMMIT = "feature_jobs.partition_files:PartitionFile.close", "feature_jobs.partition_files:commit_files"
 IPC, MANIFEST = "feature_jobs.shard_files:write_ipc", "feature_jobs.shard_files:write_manifest"

@@ -54,6 +54,7 @@ def test_kuairand_from_its_files_to_an_evaluated_model(real_data, spark, onerec,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_amazon_text_becomes_tokens(real_data, spark, onerec, tmp_path):
     landing, lake = tmp_path / "landing", tmp_path / "lake"
     onerec("import", "amazon", real_data("amazon-industrial"), "--out", landing)

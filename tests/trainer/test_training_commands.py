@@ -50,6 +50,7 @@ def evaluated(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 class TestTrain:
     def test_loss_falls_on_all_days_but_the_last(self, trained):
         _, log, report = trained
