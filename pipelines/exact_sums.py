@@ -69,7 +69,7 @@ class SumPart(beam.DoFn):
             width = 2 * job.layers
             values = self._work.read_bytes(job.codes, first * width, len(vectors) * width)
             codes = np.frombuffer(values, np.uint16).reshape(-1, job.layers)
-        return self._vectors(first, vectors).residuals(_codebooks(told), codes)
+        return self._vectors(first, vectors).residuals(_layers(told, "codebook"), codes)
 
     def _vectors(self, first_row: int, vectors: FloatArray) -> LocalVectors:
         return LocalVectors(ArrayRows(vectors), self._job.backend, None, first_row, self._job.rows)
@@ -95,7 +95,7 @@ class SumPart(beam.DoFn):
 
     def _encode(self, part: dict[str, Any], vectors: FloatArray, told: dict[str, Any]) -> Any:
         source = self._vectors(part["first_row"], vectors)
-        sums, codes = source.encode(_unit(source, told), _codebooks(told))
+        sums, codes = source.encode(_unit(source, told), _layers(told, "codebook"), _layers(told, "charge") or None)
         self._put(part, codes)
         return sums
 
@@ -154,8 +154,9 @@ def _name(part: dict[str, Any]) -> str:
     return part_file("", part["first_row"])[1:]
 
 
-def _codebooks(told: dict[str, npt.NDArray[Any]]) -> list[FloatArray]:
-    return [told[f"codebook_{layer}"] for layer in range(sum(name.startswith("codebook_") for name in told))]
+def _layers(told: dict[str, npt.NDArray[Any]], name: str) -> list[npt.NDArray[Any]]:
+    """The arrays of that name, by layer."""
+    return [told[f"{name}_{layer}"] for layer in range(sum(one.startswith(f"{name}_") for one in told))]
 
 
 def _unit(rows: Any, told: dict[str, npt.NDArray[Any]]) -> ScaledRows:

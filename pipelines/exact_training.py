@@ -19,7 +19,7 @@ from tokenization.assignment import Backend
 from tokenization.cluster_sums import ClusterSums
 from tokenization.modalities import vector_matrix
 from tokenization.residual import Codes
-from tokenization.vector_source import CodedSums
+from tokenization.vector_source import Charges, CodedSums
 from tokenization.vectors import Extent, FloatArray, ScaledRows
 
 FANOUT = 8
@@ -49,10 +49,13 @@ class PartedVectors:
         """What the first layers left."""
         return PartedResiduals(self, tuple(codebooks), codes[:, : len(codebooks)])
 
-    def encode(self, unit: ScaledRows, codebooks: Sequence[FloatArray]) -> tuple[CodedSums, Codes]:
+    def encode(
+        self, unit: ScaledRows, codebooks: Sequence[FloatArray], charges: Charges | None = None
+    ) -> tuple[CodedSums, Codes]:
         """Greedy codes and their sums."""
         output = self.work.fresh("codes")
-        arrays = self.run(self.job("encode", output=output), _named(codebooks) | _unit(unit))
+        charged = {f"charge_{layer}": charge for layer, charge in enumerate(charges or ())}
+        arrays = self.run(self.job("encode", output=output), _named(codebooks) | charged | _unit(unit))
         codes = self.by_row(output)
         return CodedSums.from_arrays(arrays), codes.astype(np.uint16)
 

@@ -1,12 +1,15 @@
 """Joint refinement of residual codebooks: what layer-by-layer training cannot see, each layer fitted to what all others leave.
 
-Epoch: (a) encode every row greedily, (b) with these codes fixed, move each layer's centroids to their members' mean of
-x − Σ other layers' centroids. (b) is coordinate descent on a least-squares problem: it never raises the error of the fixed
-codes. (a) may, since greedy codes are not the best codes; so every epoch is judged by the error of its own greedy codes,
-which are what serving uses, and the best epoch wins. The gain comes out of the last layers: the first layer's own error
-rises a little, and so do later layers' entropies fall.
+Epoch: (a) move each layer's centroids towards their members' mean of x − Σ other layers' centroids, the codes fixed; (b) encode
+every row greedily. (a) is coordinate descent on a least-squares problem: it never raises the error of the fixed codes. (b) may,
+since greedy codes are not the best codes; so codebooks are judged by the error of greedy codes, which are what serving uses, and
+the best epoch wins. Two means make the epochs find better codebooks than plain ones ever do (docs/decisions/refinement.md):
 
-(b) needs of the rows only the sums a token, taken while encoding, and how often two tokens meet: one read of the rows an
+* *over-relaxation*: (a) goes 1.8 times as far as the means. The layers' problems hang together, so single steps are short;
+* *evenness*: at first a token costs something where it has more than its share of the rows (the slope of Σ n log n). Crowded
+  tokens are split among neighbours; the cost falls to nothing before the last epochs, which are plain.
+
+(a) needs of the rows only the sums a token, taken while encoding, and how often two tokens meet: one read of the rows an
 epoch, whatever their number. The sums are exact (``tokenization.lloyd``).
 """
 
@@ -24,10 +27,14 @@ from tokenization.vector_source import CodedSums, VectorSource
 from tokenization.vectors import FloatArray, ScaledRows, scaled
 
 SWEEPS = 1
-"""Times that (b) goes over the layers; more of them gained nothing on real or clustered vectors."""
+"""Times that (a) goes over the layers; more of them gained nothing on real or clustered vectors."""
+PLAIN_EPOCHS = 3
+"""The last epochs, whose tokens cost nothing: what the first ones have won for evenness they turn into a lower error."""
 _REPAIR_ROUNDS = 5
 _PATIENCE = 3
 """A first epoch may well cost what the next ones win back: its greedy codes were not made for the moved centroids."""
+_REMEMBERED = 0.5
+"""Share of the previous epochs in the counts that tokens are charged by; without a memory crowds move to and fro."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,17 @@ def refine(
     codebooks: Sequence[FloatArray],
     epochs: int,
     *,
+    evenness: float = 0.0,
+    relaxation: float = 1.0,
     tolerance: float = 1e-3,
     callback: Callback | None = None,
 ) -> Refined:
-    """Refine for at most ``epochs``; stop once three of them together lower the least error by a share of at most ``tolerance``.
+    """Refine for at most ``epochs``; stop once three plain ones together lower the least error by a share of at most
+    ``tolerance``.
+
+    ``evenness``: what a token with e times its share of the rows costs in the first epoch, in mean errors of its layer; it falls
+    evenly to nothing, and the last PLAIN_EPOCHS are without. ``relaxation``: how many times as far as the means centroids go, in
+    every epoch but the last.
 
     Never worse than it started: neither the error after the last layer, nor the number of tokens in use on any layer. Tokens
     without rows move to where rows are represented badly, also those that the codebooks came with. The callback hears of each
@@ -58,24 +72,39 @@ def refine(
     unit = scaled(source, source.extent())
     start, _ = filled(source, unit, encoded(source, unit, list(codebooks)))
     current = best = start
-    ran, idle = 0, 0
+    crowds = [layer.counts.astype(np.float64) for layer in start.sums.layers]
+    ran, idle, repaired = 0, 0, 0
     for epoch in range(1, epochs + 1):
         clock = time.perf_counter()
-        moved = encoded(source, unit, refitted(current.codebooks, current.codes, current.totals(unit)))
-        current, repaired = filled(source, unit, moved)
+        target = refitted(current.codebooks, current.codes, current.totals(unit))
+        moved = target if epoch == epochs else _relaxed(current.codebooks, target, relaxation)
+        strength = evenness * max(0.0, 1 - epoch / max(1, epochs - PLAIN_EPOCHS + 1))
+        if strength:
+            current = encoded(source, unit, moved, current.charges(crowds, strength))
+            crowds = [
+                _REMEMBERED * crowd + (1 - _REMEMBERED) * layer.counts
+                for crowd, layer in zip(crowds, current.sums.layers, strict=True)
+            ]
+        else:
+            current, repaired = filled(source, unit, encoded(source, unit, moved))
+            better = not current.lost(start) and current.inertia[-1] < best.inertia[-1]
+            idle = 0 if better and best.inertia[-1] - current.inertia[-1] > tolerance * best.inertia[-1] else idle + 1
+            best = current if better else best
         ran = epoch
         if callback:
             callback(Iteration(0, epoch, epochs, current.inertia[-1], repaired, time.perf_counter() - clock))
-        better = not current.lost(start) and current.inertia[-1] < best.inertia[-1]
-        idle = 0 if better and best.inertia[-1] - current.inertia[-1] > tolerance * best.inertia[-1] else idle + 1
-        best = current if better else best
         if idle == _PATIENCE:
             break
     return Refined(best.codebooks, best.codes, best.inertia, ran)
 
 
+def _relaxed(before: Sequence[FloatArray], target: Sequence[FloatArray], relaxation: float) -> list[FloatArray]:
+    factor = np.float32(relaxation)
+    return [old + factor * (new - old) for old, new in zip(before, target, strict=True)]
+
+
 def refitted(codebooks: Sequence[FloatArray], codes: Codes, sums: Sequence[npt.NDArray[np.float64]]) -> list[FloatArray]:
-    """(b): codebooks moved, layer after layer, to the best for ``codes`` (n, layers) given the other layers.
+    """(a): codebooks moved, layer after layer, to the best for ``codes`` (n, layers) given the other layers.
 
     ``sums``: float64 (size, dim) a layer, the sum of the rows x that have each token. Tokens without rows stay.
     """
@@ -124,6 +153,15 @@ class Encoded:
             for layer in self.sums.layers
         ]
 
+    def charges(self, crowds: Sequence[npt.NDArray[np.float64]], strength: float) -> list[npt.NDArray[np.float64]]:
+        """What each token costs (size,) a layer, at ``crowds`` rows a token: ``strength`` times the layer's mean error times the
+        logarithm of how many times its share a token has."""
+        n = len(self.codes)
+        return [
+            strength * error / n * np.log((crowd + 1) * (len(crowd) / n))
+            for error, crowd in zip(self.inertia, crowds, strict=True)
+        ]
+
     def empty(self) -> int:
         """Tokens without rows, of all layers."""
         return sum(len(codebook) - used for codebook, used in zip(self.codebooks, self.used, strict=True))
@@ -133,8 +171,14 @@ class Encoded:
         return any(one < before for one, before in zip(self.used, other.used, strict=True))
 
 
-def encoded(source: VectorSource, unit: ScaledRows, codebooks: list[FloatArray]) -> Encoded:
-    sums, codes = source.encode(unit, codebooks)
+def encoded(
+    source: VectorSource,
+    unit: ScaledRows,
+    codebooks: list[FloatArray],
+    charges: Sequence[npt.NDArray[np.float64]] | None = None,
+) -> Encoded:
+    """One read of the rows; with ``charges``, their codes are greedy in distance and charge together."""
+    sums, codes = source.encode(unit, codebooks, charges)
     return Encoded(codebooks, codes, sums)
 
 

@@ -26,6 +26,10 @@ from tokenization.vector_source import LocalVectors, VectorSource
 from tokenization.vectors import FloatArray, check_finite, scaled
 
 MAX_CODEBOOK_SIZE = 65536
+WARM_REFINEMENTS = 3
+"""Epochs from a previous version: they bring most of what there is, and more would change more codes."""
+RELAXATION = 1.8
+"""At 2 and above the steps no longer shrink, and tokens die."""
 
 
 class RQKMeans(TransformerMixin, BaseEstimator):
@@ -33,11 +37,13 @@ class RQKMeans(TransformerMixin, BaseEstimator):
 
     Parameters: ``n_layers``; ``codebook_size``, one size for all layers or a tuple with one a layer (at most 65,536);
     ``iterations``, ``seed``, ``backend``, ``tolerance``, ``n_init``, ``n_threads`` as in ``KMeans``, for each layer;
-    ``refinements``, at most so many epochs of joint refinement after that (0: none; each costs about as much as an iteration
-    of every layer; three bring most of what there is); ``balance``, None or, for all layers or in a tuple with one a layer,
+    ``refinements``, so many epochs of joint refinement after that (0: none; each compares every row with every token of every
+    layer once), and their ``evenness`` (``tokenization.refinement``): 0 gives the least error that plain epochs reach, the
+    default a lower error and more even tokens together; ``balance``, None or, for all layers or in a tuple with one a layer,
     how many times the mean cluster the largest may be (at least 1); ``warm_start_codebooks``, a list of arrays (size, dim),
-    to start from a previous version: all layers are refined together from there, or, with ``refinements=0``, each is
-    clustered anew from its own. Refining keeps more codes, since clustering the first layer alone undoes its refinement;
+    to start from a previous version: all layers are refined together from there, by at most WARM_REFINEMENTS plain epochs, or,
+    with ``refinements=0``, each is clustered anew from its own. Refining keeps more codes, since clustering the first layer alone
+    undoes its refinement;
     ``max_churn``, with a warm start, the largest share of rows whose code may differ from the one that the warm start's
     codebooks give them: one epoch of refinement then, gone as far as that allows (``tokenization.refresh``; not with
     ``balance``); ``verbose``, a progress bar on standard error.
@@ -63,7 +69,8 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         tolerance: float = 1e-5,
         n_init: int = 1,
         n_threads: int | None = None,
-        refinements: int = 3,
+        refinements: int = 12,
+        evenness: float = 0.12,
         balance: float | tuple[float | None, ...] | None = None,
         warm_start_codebooks: Sequence[npt.ArrayLike] | None = None,
         max_churn: float | None = None,
@@ -78,6 +85,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         self.n_init = n_init
         self.n_threads = n_threads
         self.refinements = refinements
+        self.evenness = evenness
         self.balance = balance
         self.warm_start_codebooks = warm_start_codebooks
         self.max_churn = max_churn
@@ -135,7 +143,18 @@ class RQKMeans(TransformerMixin, BaseEstimator):
             self.n_iter_ = [0] * self.n_layers
         else:
             fitted = self._fit_layers(source, sizes, callback)
-        return refine(source, fitted.codebooks, self.refinements, callback=callback) if joint else fitted
+        if not joint:
+            return fitted
+        if start is not None:
+            return refine(source, start, min(self.refinements, WARM_REFINEMENTS), callback=callback)
+        return refine(
+            source,
+            fitted.codebooks,
+            self.refinements,
+            evenness=self.evenness,
+            relaxation=RELAXATION,
+            callback=callback,
+        )
 
     def _judged(
         self, source: VectorSource, start: list[FloatArray] | None, fitted: Refined, unchanged: npt.NDArray[np.bool_] | None
@@ -233,8 +252,8 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         warm = self.warm_start_codebooks
         if warm is not None and [len(np.asarray(one)) for one in warm] != list(sizes):
             raise ValueError(f"warm_start_codebooks have sizes {[len(np.asarray(one)) for one in warm]}; needs {list(sizes)}")
-        if self.refinements < 0 or self.n_init < 1:
-            raise ValueError(f"refinements {self.refinements}, n_init {self.n_init}: must be at least 0 and at least 1")
+        if self.refinements < 0 or self.n_init < 1 or self.evenness < 0:
+            raise ValueError("refinements and evenness must be at least 0, n_init at least 1")
         if self.max_churn is not None and self.balance is not None:
             raise ValueError("max_churn and balance: a bound on clusters moves codes, so both cannot be kept; give one of them")
         return sizes

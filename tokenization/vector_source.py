@@ -21,6 +21,14 @@ from tokenization.residual import Codes
 from tokenization.shortlisted import Shortlists
 from tokenization.vectors import Extent, FloatArray, Rows, RowsOver, ScaledRows, blocks
 
+Charges = Sequence[npt.NDArray[np.float64]]
+
+
+def charged(codebook: FloatArray, charge: npt.NDArray[np.float64]) -> FloatArray:
+    """Centroids (size, dim + 1) whose squared distance from a row with a 0 behind it is that of ``codebook`` (size, dim) plus
+    ``charge`` (size,), less the least charge: the last coordinate is the square root of the rest."""
+    return np.concatenate([codebook, np.sqrt(charge - charge.min())[:, None].astype(np.float32)], axis=1)
+
 
 @dataclass
 class CodedSums:
@@ -70,8 +78,14 @@ class VectorSource(Rows, Protocol):
         """What the first layers left, given their codes (n, at least so many layers)."""
         ...
 
-    def encode(self, unit: ScaledRows, codebooks: Sequence[FloatArray]) -> tuple[CodedSums, Codes]:
-        """Greedy codes (n, layers), as ``residual.encode`` gives them, and their sums in the units of ``unit``."""
+    def encode(
+        self, unit: ScaledRows, codebooks: Sequence[FloatArray], charges: Charges | None = None
+    ) -> tuple[CodedSums, Codes]:
+        """Greedy codes (n, layers), as ``residual.encode`` gives them, and their sums in the units of ``unit``.
+
+        With ``charges``, float64 (size,) a layer, the token of least squared distance plus charge is taken; sums are of the
+        distances alone.
+        """
         ...
 
 
@@ -93,21 +107,24 @@ class LocalVectors(RowsOver):
         rows = ResidualRows(self.rows, tuple(codebooks), codes)
         return LocalSource(rows, self.backend, self.n_threads, Shortlists(self.n_threads), self.first_row, self.of_rows)
 
-    def encode(self, unit: ScaledRows, codebooks: Sequence[FloatArray]) -> tuple[CodedSums, Codes]:
+    def encode(
+        self, unit: ScaledRows, codebooks: Sequence[FloatArray], charges: Charges | None = None
+    ) -> tuple[CodedSums, Codes]:
         """Greedy codes and their sums."""
-        layers = [NearestCentroid(codebook, self.backend, self.n_threads) for codebook in codebooks]
+        places = codebooks if charges is None else [charged(*one) for one in zip(codebooks, charges, strict=True)]
+        layers = [NearestCentroid(place, self.backend, self.n_threads) for place in places]
         sizes = [len(codebook) for codebook in codebooks]
         sums = CodedSums.none(sizes, self.dim, fraction_bits(self.of_rows or self.n))
         codes = np.empty((self.n, len(layers)), np.uint16)
         threads = self.n_threads or len(os.sched_getaffinity(0))
         for start, stop, block in blocks(self.rows):
             residual, coordinates = block.copy(), unit.forward(block)
-            for layer, nearest in enumerate(layers):
-                tokens, _ = nearest(residual)
-                sums.layers[layer].add_distances(residual, tokens, nearest.centroids, self.first_row + start)
+            for layer, (nearest, codebook) in enumerate(zip(layers, codebooks, strict=True)):
+                tokens, _ = nearest(residual if charges is None else np.pad(residual, ((0, 0), (0, 1))))
+                sums.layers[layer].add_distances(residual, tokens, codebook, self.first_row + start)
                 sums.layers[layer].add_coordinates(coordinates, tokens, threads)
                 codes[start:stop, layer] = tokens
-                residual -= nearest.centroids[tokens]
+                residual -= codebook[tokens]
         return sums, codes
 
 
