@@ -181,6 +181,8 @@ def new_model(section: CodebookSection) -> RQKMeans:
         iterations=section.iterations,
         seed=section.seed,
         backend=section.backend,
+        refinements=section.refinements,
+        evenness=section.evenness,
         balance=section.balance,
     )
 

@@ -226,6 +226,10 @@ class CodebookSection(Section):
     max_rotation_loss: float = Field(default=0.1, ge=0)
     """A new fusion model: how much the previous codebook's error may grow as it is turned into the new space; beyond, training
     starts from scratch, and tokens are only renumbered to match."""
+    refinements: int = Field(default=12, ge=0)
+    """From scratch: epochs in which all layers are refined together; each compares every item with every token."""
+    evenness: float = Field(default=0.12, ge=0, le=1)
+    """How much crowded tokens are charged in the first of these epochs; 0: not at all."""
     balance: float | None = Field(default=None, ge=1)
     """How many times the mean cluster training's largest may be (with training: sample, max_churn: null); null: no bound."""
     report_cold_churn: bool = False

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenization import arithmetic
+from tokenization.scratch import scratch
 from tokenization.threads import one_blas_thread
 from tokenization.vectors import FloatArray
 
@@ -37,12 +38,15 @@ _SAFE = (1e-12, 1e12)
 
 
 class NearestCentroid:
-    """Exact nearest centroid. ``centroids``: (k, dim) float32; ``threads``: at most so many (None: one a core).
+    """Exact nearest centroid. ``centroids``: (k, dim) float32; ``threads``: at most so many (None: one a core); ``rows``: how
+    many all calls together are about, from which ``auto`` chooses (None: each call by itself).
 
     Raises ValueError for a backend that is not one of BACKENDS.
     """
 
-    def __init__(self, centroids: FloatArray, backend: Backend = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, centroids: FloatArray, backend: Backend = "auto", threads: int | None = None, rows: int | None = None
+    ) -> None:
         if backend not in BACKENDS:
             raise ValueError(f"backend {backend!r}: use one of {', '.join(map(repr, BACKENDS))}")
         self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
@@ -53,19 +57,19 @@ class NearestCentroid:
         self._largest = float(np.sqrt(self._squares.max()))
         self._threads = threads or len(os.sched_getaffinity(0))
         self._backend = backend
+        self._rows = rows
         self._finders: dict[str, Finder] = {}
 
-    def __call__(self, vectors: FloatArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Labels (n,) int64 and squared distances (n,) float64 of float32 vectors (n, dim)."""
+    def __call__(self, vectors: FloatArray) -> npt.NDArray[np.int64]:
+        """Labels (n,) of float32 vectors (n, dim)."""
         block = np.ascontiguousarray(vectors, dtype=np.float32)
-        find = self._finder(block.size * len(self._distinct))
-        labels, distances = np.empty(len(block), np.int64), np.empty(len(block))
-
+        find = self._finder((self._rows or len(block)) * block.shape[1] * len(self._distinct))
+        labels = np.empty(len(block), np.int64)
         step = find.rows if find else _ROWS
 
         def assign(start: int) -> None:
             rows = slice(start, start + step)
-            self._assign(find, block[rows], labels[rows], distances[rows])
+            self._assign(find, block[rows], labels[rows])
 
         starts = range(0, len(block), step)
         threads = min(self._threads, len(starts))
@@ -76,7 +80,7 @@ class NearestCentroid:
             # A thread multiplies and scans a block of its own: threads inside one product would wait for each other.
             with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
                 list(pool.map(assign, starts))
-        return self._first[labels], distances
+        return self._first[labels]
 
     def _finder(self, products: int) -> "Finder | None":
         """What scores that many products; None where float32 cannot hold them."""
@@ -91,45 +95,37 @@ class NearestCentroid:
             self._finders[kind] = candidates.FINDERS[kind](self._distinct, self._squares)
         return self._finders[kind]
 
-    def _assign(
-        self, find: "Finder | None", block: FloatArray, labels: npt.NDArray[np.int64], distances: npt.NDArray[np.float64]
-    ) -> None:
-        """Fill in labels (of distinct centroids) and distances of some rows."""
-        norms = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
+    def _assign(self, find: "Finder | None", block: FloatArray, labels: npt.NDArray[np.int64]) -> None:
+        """Fill in labels (of distinct centroids) of some rows."""
+        from tokenization.nearest_kernels import norms_of
+
+        norms = np.empty(len(block))
+        norms_of(block, norms)
         low, high = _SAFE
         safe = (norms > low) & (norms < high)
         labels[:] = -1
         if find and safe.all():
-            self._decide(find, block, norms, labels, distances)
+            self._decide(find, block, norms, labels)
         elif find and safe.any():  # what a row equal to its centroid leaves is 0, so such blocks are common
             rows = np.flatnonzero(safe)
-            some, their_distances = np.empty(len(rows), np.int64), np.empty(len(rows))
-            self._decide(find, block[rows], norms[rows], some, their_distances)
-            labels[rows], distances[rows] = some, their_distances
+            some = np.empty(len(rows), np.int64)
+            self._decide(find, block[rows], norms[rows], some)
+            labels[rows] = some
         left = np.flatnonzero(labels < 0)
         step = max(1, _WIDE_SCORES // max(len(self._distinct), block.shape[1]))
         for start in range(0, len(left), step):
             rows = left[start : start + step]
-            labels[rows], distances[rows] = self._in_float64(block[rows].astype(np.float64), norms[rows])
+            labels[rows] = self._in_float64(block[rows].astype(np.float64), norms[rows])
 
-    def _decide(
-        self,
-        find: "Finder",
-        block: FloatArray,
-        norms: npt.NDArray[np.float64],
-        labels: npt.NDArray[np.int64],
-        distances: npt.NDArray[np.float64],
-    ) -> None:
+    def _decide(self, find: "Finder", block: FloatArray, norms: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> None:
         """The same by a finder's candidates, for rows whose norms it can take; label −1 where it has none."""
         from tokenization.nearest_kernels import decide
 
-        found = find(block, norms)
-        decide(block, self._distinct, found.limits, found.kept, found.scores, found.counts, labels, distances)
+        with scratch() as memory:
+            found = find(block, norms, memory)
+            decide(block, self._distinct, found.limits, found.kept, found.scores, found.counts, labels)
 
-    def _in_float64(
-        self, block: npt.NDArray[np.float64], norms: npt.NDArray[np.float64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        from tokenization.compiled import squared_distance
+    def _in_float64(self, block: npt.NDArray[np.float64], norms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         from tokenization.nearest_kernels import nearest_listed
 
         scores = block @ self._wide.T
@@ -138,11 +134,10 @@ class NearestCentroid:
         unit = float(np.finfo(np.float64).eps) / 2
         bound = 2 * unit * (2 * (block.shape[1] + 2) * norms * self._largest + 3 * self._largest**2)
         limit = np.nextafter(scores.min(axis=1) + bound, np.inf)
-        labels, distances = np.empty(len(block), np.int64), np.empty(len(block))
+        labels = np.empty(len(block), np.int64)
         for row, near in enumerate(scores <= limit[:, None]):
             nearest_listed(block[row : row + 1], self._wide, np.flatnonzero(near)[None], labels[row : row + 1])
-            distances[row] = squared_distance(block[row], self._wide[labels[row]])
-        return labels, distances
+        return labels
 
 
 def _first_of_equal_rows(matrix: FloatArray) -> npt.NDArray[np.int64]:

@@ -11,13 +11,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tokenization.nearest_kernels import INTEGER_RANGE, MAX_CANDIDATES, OVERFULL, quantise_rows, scan_float32, scan_int8
+from tokenization.nearest_kernels import INTEGER_RANGE, MAX_CANDIDATES, OVERFULL, begin, quantise_rows, scan_float32, scan_int8
+from tokenization.scratch import Scratch
 from tokenization.vectors import FloatArray
 
-ROWS = 512
-"""Rows of a block: with a tile of centroids its scores fit a core's cache."""
 TILE = 1024
 """Centroids a tile."""
+_SCORES = 2**19
+"""Scores of a tile and a block of rows that a core's cache holds."""
+_ROWS = (512, 4096)
+"""Fewest and most rows of a block: few centroids leave room for many rows, which share the cost of a call."""
 _MOST_LISTED = 8
 """Candidates that a library's own top-k is asked for."""
 _UNIT = float(np.finfo(np.float32).eps) / 2
@@ -39,35 +42,36 @@ class Finder(Protocol):
 
     rows: int
 
-    def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64]) -> Candidates:
-        """Candidates of rows (n, dim) whose norms are ``norms`` (n,)."""
+    def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64], memory: Scratch) -> Candidates:
+        """Candidates of rows (n, dim) whose norms are ``norms`` (n,); they may lie in ``memory``."""
         ...
 
 
 class Float32Finder:
     """Scores by float32 products of NumPy's BLAS. ``centroids`` (k, dim) float32, ``squares`` (k,) their squared norms."""
 
-    rows = ROWS
-
     def __init__(self, centroids: FloatArray, squares: npt.NDArray[np.float64]) -> None:
         self._transposed = centroids.T
         self._squares = squares.astype(np.float32)
         self._largest = float(np.sqrt(squares.max()))
+        self.rows = _rows_a_block(len(centroids))
 
-    def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64]) -> Candidates:
+    def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64], memory: Scratch) -> Candidates:
         """See Finder."""
         unit = _integer_unit(2 * float(norms.max()) * self._largest + self._largest**2)
-        found = _Found(len(block), _cut(_float32_slack(block.shape[1], norms, self._largest), unit))
+        found = _Found(memory, len(block))
+        per_norm, fixed = _float32_bound(block.shape[1], self._largest)
+        begin(norms, per_norm, fixed + 2 / float(unit), found.slack, found.best, found.counts)
         for start in range(0, len(self._squares), TILE):
-            products = block @ self._transposed[:, start : start + TILE]
+            tile = self._transposed[:, start : start + TILE]
+            products = memory.array("products", (len(block), tile.shape[1]), np.float32)
+            np.matmul(block, tile, out=products)
             scan_float32(products, self._squares, start, unit, *(found.slack, found.best, found.kept, found.scores, found.counts))
         return found.candidates()
 
 
 class Int8Finder:
     """Scores by 8-bit integer products of PyTorch (VNNI, AMX), each row and centroid with a scale of its own."""
-
-    rows = ROWS
 
     def __init__(self, centroids: FloatArray, squares: npt.NDArray[np.float64]) -> None:
         import torch
@@ -78,8 +82,9 @@ class Int8Finder:
         self._scales = scales
         self._errors, self._lengths = errors, lengths
         self._largest = float(max(np.sqrt(squares.max()), lengths.max()))
+        self.rows = _rows_a_block(len(centroids))
 
-    def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64]) -> Candidates:
+    def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64], memory: Scratch) -> Candidates:
         """See Finder."""
         import torch
 
@@ -87,7 +92,8 @@ class Int8Finder:
         # What float32 rounds while a score and its bound are put together, a few operations on values of at most this size.
         size = 4 * (norms + errors) * self._largest + self._largest**2
         unit = _integer_unit(float(size.max()))
-        found = _Found(len(block), _cut(_up(32 * _UNIT * size), unit))
+        found = _Found(memory, len(block))
+        begin(size, 32 * _UNIT, 2 / float(unit), found.slack, found.best, found.counts)
         rows = (np.float32(2) * scales, _up(2 * errors), _up(2 * norms))
         narrow = torch.from_numpy(codes)
         for start in range(0, len(self._squares), TILE):
@@ -105,16 +111,15 @@ class Int8Finder:
 class TorchFinder:
     """Scores by float32 products of PyTorch."""
 
-    rows = ROWS
-
     def __init__(self, centroids: FloatArray, squares: npt.NDArray[np.float64]) -> None:
         import torch
 
         self._transposed = torch.from_numpy(centroids).T
         self._squares = torch.from_numpy(squares.astype(np.float32))
         self._largest = float(np.sqrt(squares.max()))
+        self.rows = _rows_a_block(len(centroids))
 
-    def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64]) -> Candidates:
+    def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64], memory: Scratch) -> Candidates:  # noqa: ARG002
         """See Finder."""
         import torch
 
@@ -128,16 +133,15 @@ class TorchFinder:
 class FaissFinder:
     """Scores by faiss's flat index."""
 
-    rows = ROWS
-
     def __init__(self, centroids: FloatArray, squares: npt.NDArray[np.float64]) -> None:
         import faiss
 
         self._index = faiss.IndexFlatL2(centroids.shape[1])
         self._index.add(centroids)
         self._largest = float(np.sqrt(squares.max()))
+        self.rows = _rows_a_block(len(centroids))
 
-    def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64]) -> Candidates:
+    def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64], memory: Scratch) -> Candidates:  # noqa: ARG002
         """See Finder."""
         # faiss adds |x|² too, which costs more rounding.
         slack = _float32_slack(block.shape[1], norms, self._largest, norms**2)
@@ -146,16 +150,26 @@ class FaissFinder:
         return _listed(values, places, self._index.ntotal, slack)
 
 
+def _rows_a_block(centroids: int) -> int:
+    fewest, most = _ROWS
+    return min(max(_SCORES // min(centroids, TILE), fewest), most)
+
+
+def _float32_bound(dim: int, largest: float) -> tuple[float, float]:
+    """How far apart two float32 scores |c|² − 2 x·c may lie whose true order is the other one: a share of |x|, and what is added.
+
+    |error of a score| ≤ u (2 (dim + 2) |x| |c| + 3 |c|²) for any order of summation; a difference of two doubles it. A scan
+    computes a score twice, perhaps fused differently, and once as an integer: the 6 in place of 2 allows for that.
+    """
+    return 12 * _UNIT * (dim + 2) * largest, 18 * _UNIT * largest**2
+
+
 def _float32_slack(
     dim: int, norms: npt.NDArray[np.float64], largest: float, added: npt.NDArray[np.float64] | float = 0.0
 ) -> FloatArray:
-    """How far apart two float32 scores |c|² − 2 x·c may lie whose true order is the other one.
-
-    |error of a score| ≤ u (2 (dim + 2) |x| |c| + 3 |c|²) for any order of summation; a difference of two doubles it. A scan
-    computes a score twice, perhaps fused differently, and once as an integer: the 6 in place of 2 allows for that. ``added`` is
-    what else is summed.
-    """
-    return _up(6 * _UNIT * (2 * (dim + 2) * norms * largest + (dim + 3) * (largest**2 * (3 / (dim + 3)) + added)))
+    """``_float32_bound`` of each row; ``added`` is what else is summed."""
+    per_norm, fixed = _float32_bound(dim, largest)
+    return _up(per_norm * norms + fixed + 6 * _UNIT * (dim + 3) * added)
 
 
 def _listed(values: FloatArray, places: npt.NDArray[Any], among: int, slack: FloatArray) -> Candidates:
@@ -169,12 +183,14 @@ def _listed(values: FloatArray, places: npt.NDArray[Any], among: int, slack: Flo
 
 
 class _Found:
-    def __init__(self, rows: int, slack: FloatArray) -> None:
-        self.slack = slack
-        self.best = np.full(rows, np.inf, np.float32)
-        self.kept = np.empty((rows, MAX_CANDIDATES), np.int32)
-        self.scores = np.empty((rows, MAX_CANDIDATES), np.float32)
-        self.counts = np.zeros(rows, np.int32)
+    """Of a block of rows: what ``nearest_kernels.begin`` fills and a scan of tiles carries on."""
+
+    def __init__(self, memory: Scratch, rows: int) -> None:
+        self.slack = memory.array("slack", (rows,), np.float32)
+        self.best = memory.array("best", (rows,), np.float32)
+        self.counts = memory.array("counts", (rows,), np.int32)
+        self.kept = memory.array("kept", (rows, MAX_CANDIDATES), np.int32)
+        self.scores = memory.array("scores", (rows, MAX_CANDIDATES), np.float32)
 
     def candidates(self) -> Candidates:
         return Candidates(self.kept, self.scores, self.counts, self.best + self.slack)
@@ -192,14 +208,12 @@ def quantised(
 
 
 def _integer_unit(largest: float) -> np.float32:
-    """Scores up to ``largest`` times this stay inside INTEGER_RANGE."""
+    """Scores up to ``largest`` times this stay inside INTEGER_RANGE.
+
+    Cutting a score to an integer adds up to one over it: for rows some thousand times shorter than the longest of their block,
+    more than all rounding.
+    """
     return np.float32(INTEGER_RANGE / largest) if largest > 0 else np.float32(1)
-
-
-def _cut(slack: FloatArray, unit: np.float32) -> FloatArray:
-    """``slack`` (n,) and what cutting scores to integers may add. The unit is of the block's longest row, so for rows that are
-    some thousand times shorter it is more than all rounding."""
-    return _up(slack.astype(np.float64) + 2 / float(unit))
 
 
 def _up(values: Any) -> FloatArray:

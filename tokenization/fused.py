@@ -15,6 +15,7 @@ import torch
 
 from tokenization.candidates import Candidates
 from tokenization.nearest_kernels import OVERFULL
+from tokenization.scratch import Scratch
 from tokenization.vectors import FloatArray
 
 _CUT = 2.0**-22
@@ -40,7 +41,7 @@ class FusedFinder:
         self._largest = float(np.sqrt(squares.max()))
         self._coarsest = float(_norms(self._centroids - self._narrow.float() * self._scale).max())
 
-    def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64]) -> Candidates:
+    def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64], memory: Scratch) -> Candidates:  # noqa: ARG002
         """See ``candidates.Finder``: one candidate a row, or OVERFULL where none is certain."""
         labels = self.certain(torch.from_numpy(block).to(self._device), torch.from_numpy(norms).to(self._device))
         kept = labels.cpu().numpy().astype(np.int32)

@@ -120,7 +120,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         labels = np.empty(rows.n, np.int32)
         for start, stop, block in blocks(rows):
             check_finite(block, start)
-            labels[start:stop], _ = nearest(block)
+            labels[start:stop] = nearest(block)
         return labels
 
 

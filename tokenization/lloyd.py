@@ -56,7 +56,7 @@ def add_assigned(
     """Assign rows (which are finite) and add them to ``sums``; returns their labels (n,)."""
     labels = np.empty(rows.n, np.int32)
     for start, stop, block in blocks(rows):
-        found, _ = nearest(block)
+        found = nearest(block)
         sums.add(block, found, nearest.centroids, first_row + start, threads)
         labels[start:stop] = found
     return labels

@@ -57,7 +57,16 @@ def scan_float32(
             # Once more the slack, for what the integer is off the score.
             if counts[row] == OVERFULL or np.float32(smallest_of[run]) / unit > limit + slack[row]:
                 continue
+            near, place = np.int32(0), np.int32(0)
             for column in range(run * _RUN, min((run + 1) * _RUN, width)):
+                inside = here[column] - np.float32(2) * products[row, column] <= limit
+                near += np.int32(inside)
+                place = max(place, np.int32(column) if inside else np.int32(0))
+            if near == 1:
+                score = here[place] - np.float32(2) * products[row, place]
+                _keep(row, first + place, score, limit, kept, scores, counts)
+                continue
+            for column in range(run * _RUN, min((run + 1) * _RUN, width) if near else 0):
                 score = here[column] - np.float32(2) * products[row, column]
                 if score <= limit:
                     _keep(row, first + column, score, limit, kept, scores, counts)
@@ -141,22 +150,56 @@ def _keep(row: int, centroid: int, score: Any, limit: Any, kept: Any, scores: An
 
 
 @compiled(set())
-def decide(block: Any, centroids: Any, limits: Any, kept: Any, scores: Any, counts: Any, labels: Any, distances: Any) -> None:
-    """Label (lowest index on ties) and squared distance of each row that has candidates, by float64 differences.
+def decide(block: Any, centroids: Any, limits: Any, kept: Any, scores: Any, counts: Any, labels: Any) -> None:
+    """Label of each row that has candidates: the nearest of several by float64 differences (ties: the lowest index).
 
     ``limits`` (rows,) is the largest score that is still a candidate. Rows without candidates, or overfull, get label −1.
     """
     for row in range(len(block)):
         labels[row] = -1
-        nearest = np.inf
+        left = 0
         for place in range(max(counts[row], 0)):
-            if scores[row, place] > limits[row]:
-                continue
+            if scores[row, place] <= limits[row]:
+                kept[row, left] = kept[row, place]
+                left += 1
+        if left == 1:
+            labels[row] = kept[row, 0]
+            continue
+        nearest = np.inf
+        for place in range(left):
             centroid = kept[row, place]
             distance = squared_distance(block[row], centroids[centroid])
             if distance < nearest or (distance == nearest and centroid < labels[row]):
                 nearest, labels[row] = distance, centroid
-        distances[row] = nearest
+
+
+@compiled({"reassoc", "contract"})
+def norms_of(block: Any, norms: Any) -> None:
+    """Norm (n,) float64 of each float32 row (n, dim)."""
+    for row in range(len(block)):
+        total = 0.0
+        for column in range(block.shape[1]):
+            value = np.float64(block[row, column])
+            total += value * value
+        norms[row] = np.sqrt(total)
+
+
+@compiled(set())
+def begin(norms: Any, per_norm: float, fixed: float, slack: Any, best: Any, counts: Any) -> None:
+    """Before the first tile: ``slack`` (rows,) float32 is ``per_norm`` · norm + ``fixed``, or more; nothing is found yet."""
+    for row in range(len(norms)):
+        slack[row] = np.float32((per_norm * norms[row] + fixed) * (1 + 1e-6))  # more than rounding to float32 takes away
+        best[row] = np.inf
+        counts[row] = 0
+
+
+@compiled(set())
+def subtract_listed(block: Any, centroids: Any, labels: Any) -> None:
+    """Subtract from each row (n, dim) the centroid (k, dim) of its label (n,), in place."""
+    for row in range(len(block)):
+        centroid = centroids[labels[row]]
+        for column in range(block.shape[1]):
+            block[row, column] -= centroid[column]
 
 
 @compiled({"reassoc", "contract"})

@@ -64,7 +64,7 @@ class NestedTree:
             node = np.zeros(len(block), np.int64)
             for depth, level in enumerate(self.levels):
                 for parent, members in _members(node):
-                    codes[start + members, depth] = NearestCentroid(level.children(parent))(block[members])[0]
+                    codes[start + members, depth] = NearestCentroid(level.children(parent))(block[members])
                 node = level.starts[node] + codes[start:stop, depth]
         return codes
 

@@ -3,7 +3,9 @@
 Layer l quantises what the layers before it left (V1 §2.1): R¹ = x; s_l = argmin_k ‖R^l − c^l_k‖; R^{l+1} = R^l − c^l_{s_l}.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,13 @@ import numpy.typing as npt
 
 from tokenization.assignment import NearestCentroid
 from tokenization.shortlist import Shortlist
+from tokenization.threads import one_blas_thread
 from tokenization.vectors import ArrayRows, ArrowRows, BadVectors, FloatArray, Rows, as_matrix, blocks, check_finite
 
 Codes = npt.NDArray[np.uint16]
+
+_PARTS, _FEWEST_ROWS, _MOST_ROWS = 4, 512, 2**15
+"""Parts a thread of what is encoded at once, and how small and large they may be."""
 
 
 def encode(vectors: Any, codebooks: Sequence[FloatArray]) -> Codes:
@@ -22,16 +28,30 @@ def encode(vectors: Any, codebooks: Sequence[FloatArray]) -> Codes:
     Raises BadVectors for a wrong dimension, NaN or infinity.
     """
     rows = _rows_of(vectors, codebooks)
-    layers = [NearestCentroid(codebook) for codebook in codebooks]
+    layers = [NearestCentroid(codebook, threads=1, rows=rows.n) for codebook in codebooks]
     codes = np.empty((rows.n, len(layers)), np.uint16)
-    for start, stop, block in blocks(rows):
-        check_finite(block, start)
-        residual = block.copy()
-        for layer, nearest in enumerate(layers):
-            tokens, _ = nearest(residual)
-            codes[start:stop, layer] = tokens
-            residual -= nearest.centroids[tokens]
+    threads = len(os.sched_getaffinity(0))
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+        for start, stop, block in blocks(rows):
+            check_finite(block, start)
+            # A thread takes all layers of its rows, so none waits for the others between two layers.
+            step = min(max(-(-len(block) // (_PARTS * threads)), _FEWEST_ROWS), _MOST_ROWS)
+            parts = [slice(first, first + step) for first in range(0, len(block), step)]
+            work = [pool.submit(_encode_part, block[part], layers, codes[start:stop][part]) for part in parts]
+            for one in work:
+                one.result()
     return codes
+
+
+def _encode_part(rows: FloatArray, layers: Sequence[NearestCentroid], codes: Codes) -> None:
+    """Fill in the codes (n, layers) of rows (n, dim)."""
+    from tokenization.nearest_kernels import subtract_listed
+
+    left = rows.copy()
+    for layer, nearest in enumerate(layers):
+        tokens = nearest(left)
+        codes[:, layer] = tokens
+        subtract_listed(left, nearest.centroids, tokens)
 
 
 def encode_beam(vectors: Any, codebooks: Sequence[FloatArray], beam: int = 5) -> Codes:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tokenization.scratch import Scratch, scratch
 from tokenization.threads import one_blas_thread
 from tokenization.vectors import FloatArray
 
@@ -58,7 +59,8 @@ class Shortlist:
 
         def search(start: int) -> None:
             rows = slice(start, start + step)
-            self._search(residual_NPD[rows], chosen[rows], errors[rows])
+            with scratch() as memory:
+                self._search(residual_NPD[rows], chosen[rows], errors[rows], memory)
 
         starts = range(0, count, step)
         threads = min(self._threads, len(starts))
@@ -71,7 +73,11 @@ class Shortlist:
         return Best(chosen[:, :, 0], chosen[:, :, 1], errors)
 
     def _search(
-        self, residual_NPD: npt.NDArray[np.float64], chosen: npt.NDArray[np.int64], errors: npt.NDArray[np.float64]
+        self,
+        residual_NPD: npt.NDArray[np.float64],
+        chosen: npt.NDArray[np.int64],
+        errors: npt.NDArray[np.float64],
+        memory: Scratch,
     ) -> None:
         from tokenization import shortlist_kernels
 
@@ -84,8 +90,8 @@ class Shortlist:
         offset_NP = np.where(safe[:, None], square_NP - square_NP.min(axis=1, keepdims=True), 0).astype(np.float32)
         slack_N = np.zeros(count, np.float32)
         best = np.full((count, keep), np.inf, np.float32)
-        kept = np.empty((count, keep + _SPARE, 2), np.int32)
-        scores = np.empty((count, keep + _SPARE), np.float32)
+        kept = memory.array("kept pairs", (count, keep + _SPARE, 2), np.int32)
+        scores = memory.array("scores", (count, keep + _SPARE), np.float32)
         counts = np.where(safe, 0, shortlist_kernels.OVERFULL).astype(np.int32)
         if safe.any():
             slack_N = self._slack(np.where(safe, longest_N, 0), np.finfo(np.float32)).astype(np.float32)
@@ -93,7 +99,9 @@ class Shortlist:
             for prefix in range(residual_NPD.shape[1]):
                 block_ND, offset_N = np.ascontiguousarray(narrow_NPD[:, prefix]), np.ascontiguousarray(offset_NP[:, prefix])
                 for first in range(0, len(self.centroids), _TILE):
-                    products = block_ND @ self.centroids[first : first + _TILE].T
+                    tile = self.centroids[first : first + _TILE]
+                    products = memory.array("products", (count, len(tile)), np.float32)
+                    np.matmul(block_ND, tile.T, out=products)
                     found = (slack_N, best, kept, scores, counts)
                     shortlist_kernels.scan(products, self._narrow_K, offset_N, first, prefix, *found)
         limits = best[:, -1] + slack_N

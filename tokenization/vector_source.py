@@ -111,6 +111,8 @@ class LocalVectors(RowsOver):
         self, unit: ScaledRows, codebooks: Sequence[FloatArray], charges: Charges | None = None
     ) -> tuple[CodedSums, Codes]:
         """Greedy codes and their sums."""
+        from tokenization.nearest_kernels import subtract_listed
+
         places = codebooks if charges is None else [charged(*one) for one in zip(codebooks, charges, strict=True)]
         layers = [NearestCentroid(place, self.backend, self.n_threads) for place in places]
         sizes = [len(codebook) for codebook in codebooks]
@@ -120,11 +122,11 @@ class LocalVectors(RowsOver):
         for start, stop, block in blocks(self.rows):
             residual, coordinates = block.copy(), unit.forward(block)
             for layer, (nearest, codebook) in enumerate(zip(layers, codebooks, strict=True)):
-                tokens, _ = nearest(residual if charges is None else np.pad(residual, ((0, 0), (0, 1))))
+                tokens = nearest(residual if charges is None else np.pad(residual, ((0, 0), (0, 1))))
                 sums.layers[layer].add_distances(residual, tokens, codebook, self.first_row + start)
                 sums.layers[layer].add_coordinates(coordinates, tokens, threads)
                 codes[start:stop, layer] = tokens
-                residual -= codebook[tokens]
+                subtract_listed(residual, codebook, tokens)
         return sums, codes
 
 

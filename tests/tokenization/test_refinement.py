@@ -51,13 +51,41 @@ def test_each_layer_moves_to_the_mean_of_what_the_others_leave(kind, rows, sizes
     assert error(some, moved, codes) <= error(some, codebooks, codes) * (1 + 1e-5) + 1e-9 * scale**2
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    rows=st.integers(1, 40),
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    seed=st.integers(0, 999),
+)
+def test_charged_codes_are_greedy_in_distance_and_charge_and_sums_are_of_distances_alone(kind, rows, sizes, seed):
+    some, random = matrix(kind, rows, 4, seed), np.random.default_rng(seed)
+    codebooks = [matrix(kind, size, 4, seed + size) for size in sizes]
+    spread = float((some.astype(np.float64) ** 2).sum(axis=1).mean())
+    charges = [random.normal(size=size) * spread for size in sizes]
+    source = LocalVectors(ArrayRows(some))
+    sums, codes = source.encode(vectors.scaled(source, source.extent()), codebooks, charges)
+    left = some.astype(np.float64)
+    for layer, (codebook, charge) in enumerate(zip(codebooks, charges, strict=True)):
+        distances = ((left[:, None] - codebook.astype(np.float64)) ** 2).sum(axis=2)
+        total = distances + charge
+        chosen = np.arange(rows), codes[:, layer]
+        assert (total[chosen] <= total.min(axis=1) + 1e-5 * (np.abs(total).max() + spread)).all()
+        np.testing.assert_allclose(sums.layers[layer].distance, distances[chosen].sum(), rtol=1e-4, atol=1e-4 * spread)
+        left = left - codebook[codes[:, layer]]
+
+
 @settings(max_examples=25, deadline=None)
-@given(some=matrices(most_rows=40, most_columns=5), sizes=st.lists(st.integers(1, 8), min_size=2, max_size=3))
-def test_refinement_is_never_worse_and_its_codes_are_those_of_encode(some, sizes):
+@given(
+    some=matrices(most_rows=40, most_columns=5),
+    sizes=st.lists(st.integers(1, 8), min_size=2, max_size=3),
+    told=st.sampled_from([{}, {"evenness": 0.12, "relaxation": 1.8}, {"evenness": 5.0, "relaxation": 2.5}]),
+)
+def test_refinement_is_never_worse_and_its_codes_are_those_of_encode(some, sizes, told):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         greedy = RQKMeans(len(sizes), tuple(sizes), refinements=0).fit(some)
-    refined = refine(LocalVectors(ArrayRows(some)), greedy.codebooks_, 4)
+    refined = refine(LocalVectors(ArrayRows(some)), greedy.codebooks_, 6, **told)
     assert (refined.codes == residual.encode(some, refined.codebooks)).all()
     assert refined.inertia[-1] <= greedy.inertia_[-1] * (1 + 1e-9)
     for layer in range(len(sizes)):
@@ -74,6 +102,31 @@ def test_it_lowers_the_error_of_greedy_codes(dim):
     for depth in (1, 2, 3):
         expected = error(some, refined.codebooks[:depth], refined.codes)
         np.testing.assert_allclose(refined.inertia[depth - 1], expected, rtol=1e-5)
+
+
+def test_charging_crowded_tokens_at_first_ends_with_more_even_ones_at_nearly_the_same_error():
+    """Rows of very different lengths, whose residuals crowd around the mean."""
+    random = np.random.default_rng(0)
+    some = matrix("normal", 3000, 24, 0) * random.lognormal(0, 0.7, (3000, 1)).astype(np.float32)
+    greedy = RQKMeans(3, 32, refinements=0).fit(some)
+    plain = refine(LocalVectors(ArrayRows(some)), greedy.codebooks_, 12, tolerance=0.0)
+    evenly = refine(LocalVectors(ArrayRows(some)), greedy.codebooks_, 12, evenness=0.12, relaxation=1.8)
+
+    def entropy(codes: np.ndarray) -> float:
+        shares = [np.bincount(codes[:, layer], minlength=32) / len(codes) for layer in range(3)]
+        return float(np.mean([-(share[share > 0] * np.log(share[share > 0])).sum() for share in shares]))
+
+    assert evenly.inertia[-1] < 0.97 * greedy.inertia_[-1]
+    assert evenly.inertia[-1] < 1.01 * plain.inertia[-1]
+    assert entropy(evenly.codes) > entropy(plain.codes) + 0.02
+
+
+def test_going_further_than_the_means_gets_further_in_as_many_epochs():
+    some = matrix("normal", 3000, 24, 0)
+    greedy = RQKMeans(3, 32, refinements=0).fit(some)
+    plain = refine(LocalVectors(ArrayRows(some)), greedy.codebooks_, 8, tolerance=0.0)
+    further = refine(LocalVectors(ArrayRows(some)), greedy.codebooks_, 8, relaxation=1.8, tolerance=0.0)
+    assert further.inertia[-1] < plain.inertia[-1]
 
 
 def test_it_reads_block_by_block(monkeypatch):
