@@ -16,10 +16,9 @@ _WARM_UP_ROWS = 4096
 
 
 def estimator(job: Job) -> RQKMeans:
-    """The one configuration: the defaults, but for what every contestant is told."""
-    return RQKMeans(
-        n_layers=len(job.sizes), codebook_size=job.sizes, iterations=job.iterations, seed=job.seed, n_threads=job.threads
-    )
+    """The one configuration: the defaults, with fewer iterations where every contestant has fewer."""
+    model = RQKMeans(n_layers=len(job.sizes), codebook_size=job.sizes, seed=job.seed, n_threads=job.threads)
+    return model.set_params(iterations=min(model.iterations, job.iterations))
 
 
 def fit(vectors: Floats, job: Job) -> Answer:

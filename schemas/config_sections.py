@@ -208,8 +208,8 @@ class CodebookSection(Section):
 
     sizes: tuple[Positive, ...] = (8192, 8192, 8192)
     """Tokens of each layer."""
-    iterations: Positive = 25
-    """Lloyd iterations a layer, at most."""
+    iterations: Positive = 10
+    """Lloyd iterations a layer, at most, before refinement."""
     backend: Literal["auto", "int8", "float32", "torch", "faiss"] = "auto"
     """Arithmetic of the assignment, on which no result depends: auto takes 8-bit products where the processor is fast at them."""
     seed: int = 0
@@ -226,7 +226,7 @@ class CodebookSection(Section):
     max_rotation_loss: float = Field(default=0.1, ge=0)
     """A new fusion model: how much the previous codebook's error may grow as it is turned into the new space; beyond, training
     starts from scratch, and tokens are only renumbered to match."""
-    refinements: int = Field(default=12, ge=0)
+    refinements: int = Field(default=15, ge=0)
     """From scratch: epochs in which all layers are refined together; each compares every item with every token."""
     evenness: float = Field(default=0.12, ge=0, le=1)
     """How much crowded tokens are charged in the first of these epochs; 0: not at all."""

@@ -58,8 +58,8 @@ def refine(
     tolerance: float = 1e-3,
     callback: Callback | None = None,
 ) -> Refined:
-    """Refine for at most ``epochs``; stop once three plain ones together lower the least error by a share of at most
-    ``tolerance``.
+    """Refine for at most ``epochs``; without ``relaxation``, stop once three plain ones together lower the least error by a share
+    of at most ``tolerance``.
 
     ``evenness``: what a token with e times its share of the rows costs in the first epoch, in mean errors of its layer; it falls
     evenly to nothing, and the last PLAIN_EPOCHS are without. ``relaxation``: how many times as far as the means centroids go, in
@@ -93,7 +93,7 @@ def refine(
         ran = epoch
         if callback:
             callback(Iteration(0, epoch, epochs, current.inertia[-1], repaired, time.perf_counter() - clock))
-        if idle == _PATIENCE:
+        if idle == _PATIENCE and relaxation == 1:  # longer steps may well be judged only by where they end
             break
     return Refined(best.codebooks, best.codes, best.inertia, ran)
 

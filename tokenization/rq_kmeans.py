@@ -38,15 +38,14 @@ class RQKMeans(TransformerMixin, BaseEstimator):
     Parameters: ``n_layers``; ``codebook_size``, one size for all layers or a tuple with one a layer (at most 65,536);
     ``iterations``, ``seed``, ``backend``, ``tolerance``, ``n_init``, ``n_threads`` as in ``KMeans``, for each layer;
     ``refinements``, so many epochs of joint refinement after that (0: none; each compares every row with every token of every
-    layer once), and their ``evenness`` (``tokenization.refinement``): 0 gives the least error that plain epochs reach, the
-    default a lower error and more even tokens together; ``balance``, None or, for all layers or in a tuple with one a layer,
-    how many times the mean cluster the largest may be (at least 1); ``warm_start_codebooks``, a list of arrays (size, dim),
-    to start from a previous version: all layers are refined together from there, by at most WARM_REFINEMENTS plain epochs, or,
-    with ``refinements=0``, each is clustered anew from its own. Refining keeps more codes, since clustering the first layer alone
-    undoes its refinement;
-    ``max_churn``, with a warm start, the largest share of rows whose code may differ from the one that the warm start's
-    codebooks give them: one epoch of refinement then, gone as far as that allows (``tokenization.refresh``; not with
-    ``balance``); ``verbose``, a progress bar on standard error.
+    layer once; they reach as far from ten iterations a layer as from 25), and their ``evenness`` (``tokenization.refinement``): 0
+    gives the least error that plain epochs reach, the default a lower error and more even tokens together; ``balance``, None or,
+    for all layers or in a tuple with one a layer, how many times the mean cluster the largest may be (at least 1);
+    ``warm_start_codebooks``, a list of arrays (size, dim), to start from a previous version: all layers are refined together from
+    there, by at most WARM_REFINEMENTS plain epochs, or, with ``refinements=0``, each is clustered anew from its own. Refining
+    keeps more codes, since clustering the first layer alone undoes its refinement; ``max_churn``, with a warm start, the largest share
+    of rows whose code may differ from the one that the warm start's codebooks give them: one epoch of refinement then, gone as
+    far as that allows (``tokenization.refresh``; not with ``balance``); ``verbose``, a progress bar on standard error.
 
     Attributes: ``codebooks_``, a list of float32 (size, dim); ``codes_`` uint16 (n, n_layers) of the training rows, equal
     to ``encode`` of them; ``inertia_``, the sum of squared residuals after each layer; ``n_iter_``, iterations by layer;
@@ -63,13 +62,13 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         n_layers: int = 3,
         codebook_size: int | tuple[int, ...] = 8192,
         *,
-        iterations: int = 25,
+        iterations: int = 10,
         seed: int = 0,
         backend: Backend = "auto",
         tolerance: float = 1e-5,
         n_init: int = 1,
         n_threads: int | None = None,
-        refinements: int = 12,
+        refinements: int = 15,
         evenness: float = 0.12,
         balance: float | tuple[float | None, ...] | None = None,
         warm_start_codebooks: Sequence[npt.ArrayLike] | None = None,
