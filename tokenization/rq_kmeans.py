@@ -43,9 +43,9 @@ class RQKMeans(TransformerMixin, BaseEstimator):
     for all layers or in a tuple with one a layer, how many times the mean cluster the largest may be (at least 1);
     ``warm_start_codebooks``, a list of arrays (size, dim), to start from a previous version: all layers are refined together from
     there, by at most WARM_REFINEMENTS plain epochs, or, with ``refinements=0``, each is clustered anew from its own. Refining
-    keeps more codes, since clustering the first layer alone undoes its refinement; ``max_churn``, with a warm start, the largest share
-    of rows whose code may differ from the one that the warm start's codebooks give them: one epoch of refinement then, gone as
-    far as that allows (``tokenization.refresh``; not with ``balance``); ``verbose``, a progress bar on standard error.
+    keeps more codes, since clustering the first layer alone undoes its refinement; ``max_churn``, with a warm start, the largest
+    share of rows whose code may differ from the one that the warm start's codebooks give them: one epoch of refinement then, gone
+    as far as that allows (``tokenization.refresh``; not with ``balance``); ``verbose``, a progress bar on standard error.
 
     Attributes: ``codebooks_``, a list of float32 (size, dim); ``codes_`` uint16 (n, n_layers) of the training rows, equal
     to ``encode`` of them; ``inertia_``, the sum of squared residuals after each layer; ``n_iter_``, iterations by layer;
