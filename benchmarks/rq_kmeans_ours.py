@@ -24,8 +24,8 @@ def estimator(job: Job) -> RQKMeans:
 def fit(vectors: Floats, job: Job) -> Answer:
     """Fit, then codes by greedy and by beam search (the option ``beam``, where told).
 
-    ``trace`` holds (seconds since the start, layer, iteration, sum of squared errors) of every iteration: the error is that
-    of the centroids which the iteration began with, so each time is a little late, never early.
+    ``trace`` holds (seconds since the start, layer, iteration, sum of squared errors) of every iteration whose codes are those of
+    encoding: the error is that of the centroids which the iteration began with, so each time is a little late, never early.
     """
     trace: list[tuple[float, int, int, float]] = []
     model = estimator(job)
@@ -33,7 +33,8 @@ def fit(vectors: Floats, job: Job) -> Answer:
     started = time.perf_counter()
 
     def hear(step: Iteration) -> None:
-        trace.append((time.perf_counter() - started, step.layer, step.iteration, step.inertia))
+        if step.greedy:
+            trace.append((time.perf_counter() - started, step.layer, step.iteration, step.inertia))
 
     model.fit(vectors, callback=hear)
     seconds = time.perf_counter() - started

@@ -1,12 +1,12 @@
 """How many distinct items a day shows, from sketches that merge: the K smallest keys (KMV, Bar-Yossef et al. 2002).
 
 Keys are xxhash64 of item ids, as good as uniform over 64 bits. The k-th smallest of n of them lies near k/n of the range, so
-n ≈ (k − 1) ÷ that share, with a standard error of 1/√(k − 2): 0.4 %. With at most K distinct items the count is exact.
+n ≈ (k − 1) ÷ that share, with a standard error of 1/√(k − 2): 0.4 %. With fewer than K the count is exact.
 A union of exact sets would move every bucket's whole share of the catalogue.
 
 Items are dealt to ``PARTS`` sketches by the last bits of their keys, so that a day's sketches are merged by as many tasks: one
 task merging all of them was the day's longest. The parts' estimates add up, and so do their variances: the error stays that of
-one sketch of all K.
+one sketch of all K. The count is exact while no part is full: nearly always below 62,000 items.
 """
 
 import numpy as np

@@ -227,13 +227,14 @@ class CodebookSection(Section):
     """A new fusion model: how much the previous codebook's error may grow as it is turned into the new space; beyond, training
     starts from scratch, and tokens are only renumbered to match."""
     refinements: int = Field(default=15, ge=0)
-    """From scratch: epochs in which all layers are refined together; each compares every item with every token."""
+    """Epochs in which all layers are refined together; each compares every item with every token. From the previous codebook,
+    with max_churn: null, at most three, or with 0 each layer is clustered anew."""
     evenness: float = Field(default=0.12, ge=0, le=1)
     """How much crowded tokens are charged in the first of these epochs; 0: not at all."""
     balance: float | None = Field(default=None, ge=1)
     """How many times the mean cluster training's largest may be (with training: sample, max_churn: null); null: no bound."""
     report_cold_churn: bool = False
-    """Also train from scratch, to print how many more items that would change (twice the time)."""
+    """Also train from scratch, to print how many more items that would change (several times the time)."""
     min_utilization: Share = 0.5
     """Gate: least share of a layer's tokens in use."""
     min_entropy_ratio: Share = 0.5

@@ -2,9 +2,9 @@
 
 Its answer is the argmin of the distances, as far as float64 tells them apart (equal centroids and exact ties: the lowest
 index), whatever the batch, the arithmetic, the BLAS kernel or the number of threads. So tokenising is a pure function of a
-vector, and k-means one of its rows. A finder (``tokenization.candidates``) scores in float32 or in 8-bit integers and
-keeps every centroid within its bound of the best; float64 differences decide among those. Rows that no finder can vouch
-for (norms near the ends of float32's range, more candidates than are kept) are scored in float64.
+vector, and k-means one of its rows. A finder (``tokenization.candidates``) scores in float32, in 8-bit integers or
+on a GPU and keeps every centroid within its bound of the best; of several, float64 differences decide. Rows that no finder
+can vouch for (norms near the ends of float32's range, more candidates than are kept) are scored in float64.
 """
 
 import os
@@ -28,7 +28,7 @@ score with that library, in float32 on the CPU; ``torch`` on the GPU where there
 BACKENDS: tuple[str, ...] = ("auto", "int8", "float32", "torch", "faiss")
 
 _ROWS = 512
-"""Rows of a block that no finder looks at."""
+"""Rows of a block that no finder looks at, and the fewest that are worth a thread."""
 _WIDE_SCORES = 2**22
 _THREADED_PRODUCTS = 2**26
 """Below so many products threads cost more than they save."""
@@ -59,13 +59,15 @@ class NearestCentroid:
         self._backend = backend
         self._rows = rows
         self._finders: dict[str, Finder] = {}
+        if rows is not None:  # before any thread asks for it
+            self._finder(rows * self.centroids.size)
 
     def __call__(self, vectors: FloatArray) -> npt.NDArray[np.int64]:
         """Labels (n,) of float32 vectors (n, dim)."""
         block = np.ascontiguousarray(vectors, dtype=np.float32)
         find = self._finder((self._rows or len(block)) * block.shape[1] * len(self._distinct))
         labels = np.empty(len(block), np.int64)
-        step = find.rows if find else _ROWS
+        step = min(find.rows, max(-(-len(block) // self._threads), _ROWS)) if find else _ROWS
 
         def assign(start: int) -> None:
             rows = slice(start, start + step)
@@ -132,9 +134,10 @@ class NearestCentroid:
         scores *= -2
         scores += self._squares
         unit = float(np.finfo(np.float64).eps) / 2
-        bound = 2 * unit * (2 * (block.shape[1] + 2) * norms * self._largest + 3 * self._largest**2)
+        dim = block.shape[1]  # |c|² is a sum too
+        bound = 2 * unit * (2 * (dim + 2) * norms * self._largest + (dim + 3) * self._largest**2)
         limit = np.nextafter(scores.min(axis=1) + bound, np.inf)
-        labels = np.empty(len(block), np.int64)
+        labels = np.zeros(len(block), np.int64)
         for row, near in enumerate(scores <= limit[:, None]):
             nearest_listed(block[row : row + 1], self._wide, np.flatnonzero(near)[None], labels[row : row + 1])
         return labels

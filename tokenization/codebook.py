@@ -78,6 +78,8 @@ def publish_codebook(registry: Registry, model: "RQKMeans", metadata: Mapping[st
             "rows": len(model.codes_),
             "inertia": list(model.inertia_),
             "iterations": list(model.n_iter_),
+            "refinements": model.n_refinements_,
+            "evenness": model.evenness,
             "seed": model.seed,
             "backend": model.backend,
         },

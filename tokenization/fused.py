@@ -23,16 +23,18 @@ _CUT = 2.0**-22
 _SPLIT = 2.0**-18
 """Share by which three TF32 products may be off: 2⁻²⁰ a term that they leave out, four times as much for safety."""
 _CUT_WIDE = 2.0**-52
+_ROUNDED = 2.0**-53
 _WIDE_SCORES = 2**24
 
 
 class FusedFinder:
     """Certain nearest centroids; ``centroids`` (k, dim) float32, ``squares`` (k,) their squared norms, ``device`` a GPU."""
 
-    rows = 2**18
+    rows = 2**16
 
     def __init__(self, centroids: FloatArray, squares: npt.NDArray[np.float64], device: str = "cuda") -> None:
-        self._device = torch.device(device)
+        # Threads of a pool have a current device of their own.
+        self._device = torch.device(device if device != "cuda" else f"cuda:{torch.cuda.current_device()}")
         self._centroids = torch.from_numpy(centroids).to(self._device)
         self._wide_squares = torch.from_numpy(squares).to(self._device)
         self._squares = self._wide_squares.float()
@@ -66,19 +68,26 @@ class FusedFinder:
         lost = _norms(rows - narrow.float() * scales[:, None])
         longest = self._largest + self._coarsest
         off = lost * longest + norms * self._coarsest + self._summed(_CUT, norms + lost, longest)
-        return self._told(*nearest_two(narrow, self._narrow, self._squares, 2 * scales * self._scale), off, _CUT)
+        found = nearest_two(narrow, self._narrow, self._squares, 2 * scales * self._scale)
+        return self._told(*found, norms, off, 4 * _CUT)
 
     def _by_float32(self, rows: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         from tokenization.nearest_triton import nearest_two
 
         twice = torch.full_like(norms, 2, dtype=torch.float32)
         off = _SPLIT * norms * self._largest + self._summed(_CUT, norms, self._largest)
-        return self._told(*nearest_two(rows, self._centroids, self._squares, twice), off, _CUT)
+        return self._told(*nearest_two(rows, self._centroids, self._squares, twice), norms, off, 4 * _CUT)
 
     def _by_float64(self, rows: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         step = max(1, _WIDE_SCORES // len(self._centroids))
-        parts = zip(rows.split(step), self._summed(_CUT_WIDE, norms, self._largest).split(step), strict=True)
-        return torch.cat([self._told(*self._scored(part), off, _CUT_WIDE) for part, off in parts])
+        parts = zip(rows.split(step), norms.split(step), strict=True)
+        squared = (self._centroids.shape[1] + 4) * _CUT_WIDE  # |c|² is a sum too, and float32's share of it is gone
+        return torch.cat(
+            [
+                self._told(*self._scored(part), sizes, self._summed(_CUT_WIDE, sizes, self._largest), squared)
+                for part, sizes in parts
+            ]
+        )
 
     def _scored(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What ``nearest_two`` gives, in float64; of two centroids at least, since one is always certain."""
@@ -87,11 +96,19 @@ class FusedFinder:
         return values[:, 0], places[:, 0], values[:, 1]
 
     def _told(
-        self, least: torch.Tensor, label: torch.Tensor, second: torch.Tensor, off: torch.Tensor, cut: float
+        self,
+        least: torch.Tensor,
+        label: torch.Tensor,
+        second: torch.Tensor,
+        norms: torch.Tensor,
+        off: torch.Tensor,
+        squared: float,
     ) -> torch.Tensor:
-        """Labels, −1 where two scores may be in the wrong order, products being off by at most ``off`` (n,)."""
-        each = 2 * off + 4 * cut * self._largest * self._largest
-        return torch.where(second.double() - least.double() > 2 * each, label.long(), -1)
+        """Labels, −1 where two scores may be in the wrong order: products are off by at most ``off`` (n,), |c|² by ``squared``
+        of it. Nor is a row certain whose distances float64 differences would not tell apart, which decide elsewhere."""
+        each = 2 * off + squared * self._largest * self._largest
+        differences = (self._centroids.shape[1] / 8 + 8) * _ROUNDED * (norms + self._largest) ** 2
+        return torch.where(second.double() - least.double() > 2 * (each + differences), label.long(), -1)
 
     def _summed(self, cut: float, norms: torch.Tensor, largest: float) -> torch.Tensor:
         """What summing may add to the error of a product."""

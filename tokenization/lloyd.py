@@ -26,7 +26,11 @@ L_co = TypeVar("L_co", covariant=True)
 
 @dataclass(frozen=True)
 class Iteration:
-    """What a callback is told after each iteration: counts from 1; ``inertia`` is of the centroids it started from."""
+    """What a callback is told after each iteration: counts from 1; ``inertia`` is of the centroids it started from.
+
+    Layer 0 are epochs that all layers are refined in; ``inertia`` is of the centroids they end with then. Not ``greedy``: it is
+    of codes that something else than the distance had a say in.
+    """
 
     layer: int
     iteration: int
@@ -34,6 +38,7 @@ class Iteration:
     inertia: float
     repaired: int
     seconds: float
+    greedy: bool = True
 
 
 Callback = Callable[[Iteration], None]

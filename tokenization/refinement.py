@@ -3,11 +3,11 @@
 Epoch: (a) move each layer's centroids towards their members' mean of x − Σ other layers' centroids, the codes fixed; (b) encode
 every row greedily. (a) is coordinate descent on a least-squares problem: it never raises the error of the fixed codes. (b) may,
 since greedy codes are not the best codes; so codebooks are judged by the error of greedy codes, which are what serving uses, and
-the best epoch wins. Two means make the epochs find better codebooks than plain ones ever do (docs/decisions/refinement.md):
+the best epoch wins. Two means make the epochs find better codebooks than plain ones do (docs/decisions/refinement.md):
 
 * *over-relaxation*: (a) goes 1.8 times as far as the means. The layers' problems hang together, so single steps are short;
 * *evenness*: at first a token costs something where it has more than its share of the rows (the slope of Σ n log n). Crowded
-  tokens are split among neighbours; the cost falls to nothing before the last epochs, which are plain.
+  tokens are split among neighbours; the cost falls to nothing before the last epochs.
 
 (a) needs of the rows only the sums a token, taken while encoding, and how often two tokens meet: one read of the rows an
 epoch, whatever their number. The sums are exact (``tokenization.lloyd``).
@@ -29,7 +29,7 @@ from tokenization.vectors import FloatArray, ScaledRows, scaled
 SWEEPS = 1
 """Times that (a) goes over the layers; more of them gained nothing on real or clustered vectors."""
 PLAIN_EPOCHS = 3
-"""The last epochs, whose tokens cost nothing: what the first ones have won for evenness they turn into a lower error."""
+"""The last epochs, in which tokens cost nothing: what the first ones have won for evenness they turn into a lower error."""
 _REPAIR_ROUNDS = 5
 _PATIENCE = 3
 """A first epoch may well cost what the next ones win back: its greedy codes were not made for the moved centroids."""
@@ -58,16 +58,16 @@ def refine(
     tolerance: float = 1e-3,
     callback: Callback | None = None,
 ) -> Refined:
-    """Refine for at most ``epochs``; without ``relaxation``, stop once three plain ones together lower the least error by a share
-    of at most ``tolerance``.
+    """Refine for at most ``epochs``; without ``relaxation``, stop once three in a row lower the least error by a share of at most
+    ``tolerance`` each.
 
-    ``evenness``: what a token with e times its share of the rows costs in the first epoch, in mean errors of its layer; it falls
-    evenly to nothing, and the last PLAIN_EPOCHS are without. ``relaxation``: how many times as far as the means centroids go, in
-    every epoch but the last.
+    ``evenness``: a token with e times its share of the rows costs ``evenness`` · (1 − epoch ÷ (epochs − PLAIN_EPOCHS + 1)) ·
+    log e, in mean errors of its layer; the last PLAIN_EPOCHS are without. ``relaxation``: how many times as far as the means
+    centroids go, in every epoch but the last.
 
-    Never worse than it started: neither the error after the last layer, nor the number of tokens in use on any layer. Tokens
-    without rows move to where rows are represented badly, also those that the codebooks came with. The callback hears of each
-    epoch as of an iteration of layer 0, with the error of its greedy codes.
+    First of all tokens without rows move to where rows are represented badly. Never worse than that start: neither the error
+    after the last layer, nor the number of tokens in use on any layer. The callback hears of each epoch as of an iteration of
+    layer 0, with the error of its codes; charged ones are not those that encoding gives (``Iteration.greedy``).
     """
     unit = scaled(source, source.extent())
     start, _ = filled(source, unit, encoded(source, unit, list(codebooks)))
@@ -92,15 +92,20 @@ def refine(
             best = current if better else best
         ran = epoch
         if callback:
-            callback(Iteration(0, epoch, epochs, current.inertia[-1], repaired, time.perf_counter() - clock))
+            seconds = time.perf_counter() - clock
+            callback(Iteration(0, epoch, epochs, current.inertia[-1], repaired, seconds, greedy=not strength))
         if idle == _PATIENCE and relaxation == 1:  # longer steps may well be judged only by where they end
             break
     return Refined(best.codebooks, best.codes, best.inertia, ran)
 
 
 def _relaxed(before: Sequence[FloatArray], target: Sequence[FloatArray], relaxation: float) -> list[FloatArray]:
-    factor = np.float32(relaxation)
-    return [old + factor * (new - old) for old, new in zip(before, target, strict=True)]
+    factor, moved = np.float32(relaxation), []
+    for old, new in zip(before, target, strict=True):
+        with np.errstate(over="ignore", invalid="ignore"):
+            far = old + factor * (new - old)
+        moved.append(np.where(np.isfinite(far), far, new))  # near the end of float32's range
+    return moved
 
 
 def refitted(codebooks: Sequence[FloatArray], codes: Codes, sums: Sequence[npt.NDArray[np.float64]]) -> list[FloatArray]:

@@ -38,9 +38,9 @@ class RQKMeans(TransformerMixin, BaseEstimator):
     Parameters: ``n_layers``; ``codebook_size``, one size for all layers or a tuple with one a layer (at most 65,536);
     ``iterations``, ``seed``, ``backend``, ``tolerance``, ``n_init``, ``n_threads`` as in ``KMeans``, for each layer;
     ``refinements``, so many epochs of joint refinement after that (0: none; each compares every row with every token of every
-    layer once; they reach as far from ten iterations a layer as from 25), and their ``evenness`` (``tokenization.refinement``): 0
-    gives the least error that plain epochs reach, the default a lower error and more even tokens together; ``balance``, None or,
-    for all layers or in a tuple with one a layer, how many times the mean cluster the largest may be (at least 1);
+    layer once; they reach as far from ten iterations a layer as from 25), and their ``evenness`` (``tokenization.refinement``;
+    0: none), whose default lowers the error and evens the tokens together; ``balance``, None or, for all layers or in a tuple
+    with one a layer, how many times the mean cluster the largest may be (at least 1);
     ``warm_start_codebooks``, a list of arrays (size, dim), to start from a previous version: all layers are refined together from
     there, by at most WARM_REFINEMENTS plain epochs, or, with ``refinements=0``, each is clustered anew from its own. Refining
     keeps more codes, since clustering the first layer alone undoes its refinement; ``max_churn``, with a warm start, the largest
@@ -105,7 +105,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         Raises BadVectors (a ValueError) naming rows with NaN or infinity, ValueError for parameters that don't fit.
         """
         rows = rows_of(self, X, reset=True)
-        with progress_bar(self.iterations, self.n_layers, enabled=self.verbose) as bar:
+        with progress_bar(self.iterations, self.n_layers, self.refinements, enabled=self.verbose) as bar:
             source = LocalVectors(rows, self.backend, self.n_threads)
             return self.fit_source(source, unchanged=unchanged, callback=all_of(callback, bar))
 
@@ -251,8 +251,8 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         warm = self.warm_start_codebooks
         if warm is not None and [len(np.asarray(one)) for one in warm] != list(sizes):
             raise ValueError(f"warm_start_codebooks have sizes {[len(np.asarray(one)) for one in warm]}; needs {list(sizes)}")
-        if self.refinements < 0 or self.n_init < 1 or self.evenness < 0:
-            raise ValueError("refinements and evenness must be at least 0, n_init at least 1")
+        if self.refinements < 0 or self.n_init < 1 or not 0 <= self.evenness <= 1:
+            raise ValueError("refinements must be at least 0, n_init at least 1, evenness from 0 to 1")
         if self.max_churn is not None and self.balance is not None:
             raise ValueError("max_churn and balance: a bound on clusters moves codes, so both cannot be kept; give one of them")
         return sizes

@@ -1,9 +1,9 @@
 """Initial centroids by k-means++ (Arthur and Vassilvitskii, 2007) on a seeded sample.
 
 The greedy form: several candidates a step, the best are kept. Small codebooks keep one a step; larger ones a group, a 64th of the
-codebook at once, so that seeding costs 64 passes over the sample and large matrix products, not a pass a centroid. With four
-candidates a place k-means from there ends within 1 % of one at a time (256 and 1,024 centroids, ten iterations); after
-refinement there is no difference.
+codebook at once (above 8,192 centroids less), so that seeding costs 64 passes over the sample and large matrix products, not a
+pass a centroid. With four candidates a place k-means from there ends within 1 % of one at a time (256 and 1,024 centroids, ten
+iterations); after refinement there is no difference.
 """
 
 import numpy as np
@@ -14,6 +14,8 @@ from tokenization.vectors import FloatArray, Rows, blocks
 
 _STEPS = 64
 _CANDIDATES_A_PLACE = 4
+_MOST_REACHED = 2**26
+"""Distances of a step, from candidates to the sample: 256 MiB."""
 _SAMPLE_PER_CENTROID = 16
 _SAMPLE_AT_LEAST = 8_192
 _ROWS_A_BLOCK = 4096
@@ -42,7 +44,7 @@ def seed_centroids(rows: Rows, n_clusters: int, random: np.random.Generator) -> 
 
 def _plus_plus(sample: FloatArray, n_clusters: int, random: np.random.Generator) -> FloatArray:
     """Up to ``n_clusters`` rows of the sample; fewer where every row is already a centroid."""
-    group = -(-n_clusters // _STEPS)
+    group = min(-(-n_clusters // _STEPS), max(1, _MOST_REACHED // (_CANDIDATES_A_PLACE * len(sample))))
     candidates = 2 + int(np.log(n_clusters)) if group == 1 else _CANDIDATES_A_PLACE
     squares = np.einsum("ij,ij->i", sample, sample)
     noise = _NOISE * squares

@@ -137,11 +137,12 @@ class Shortlist:
 
         A score rounds by at most u (2 (D + 4) |r| |c| + 4 |c|² + 4 |r|²): the product in any order of summation, the
         residual and the offset rounded to float32, three additions. A difference of two doubles it; a scan computes a score
-        twice, perhaps fused differently, hence 6 in place of 2.
+        twice, perhaps fused differently, hence 6 in place of 2. In float64 |c|² and |r|² are sums too, of D terms.
         """
         unit = float(kind.eps) / 2
         dim = self.centroids.shape[1]
+        squared = dim + 4 if kind.dtype == np.float64 else 4
         bound: npt.NDArray[np.float64] = (
-            6 * unit * (2 * (dim + 4) * longest * self._largest + 4 * self._largest**2 + 4 * longest**2)
+            6 * unit * (2 * (dim + 4) * longest * self._largest + squared * (self._largest**2 + longest**2))
         )
         return np.nextafter(bound.astype(kind.dtype), kind.dtype.type(np.inf)).astype(np.float64)

@@ -13,9 +13,9 @@ from pipelines.exact_training import PartedVectors
 from pipelines.runner import LOCAL, open_pipeline
 from pipelines.work import WorkFolder
 from tests.tokenization.vector_cases import matrix
+from tokenization import kmeans
 from tokenization.cluster_sums import ClusterSums, fraction_bits
 from tokenization.rq_kmeans import RQKMeans
-from tokenization.shortlisted import WORTH_IT
 
 RETRYING = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
 ROWS, DIM = 700, 6
@@ -54,10 +54,14 @@ def test_parts_of_any_size_give_the_codebook_of_one_machine(tmp_path: Path, part
 
 
 @pytest.mark.slow
-def test_short_lists_of_near_centroids_go_from_step_to_step(tmp_path: Path) -> None:
+def test_short_lists_of_near_centroids_go_from_step_to_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (kmeans, exact_sums):
+        monkeypatch.setattr(module, "WORTH_IT", 32)
     vectors = matrix("normal", ROWS, DIM, 2)
-    layers = {"n_layers": 1, "codebook_size": WORTH_IT + 9}
-    same(model(**layers).fit_source(parted(tmp_path, vectors, 200)), model(**layers).fit(vectors))
+    layers = {"n_layers": 1, "codebook_size": 40, "iterations": 7, "tolerance": 0.0}
+    found = model(**layers).fit_source(parted(tmp_path, vectors, 200))
+    same(found, model(**layers).fit(vectors))
+    assert found.n_iter_ == [7], "two full steps, five on lists"
 
 
 @pytest.mark.slow

@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tokenization.vector_cases import KINDS, matrices, matrix, squared_distances
+from tests.tokenization.vector_cases import KINDS, matrices, matrix, nearly_equal_lengths, square, squared_distances
 from tokenization import arithmetic
 from tokenization.assignment import BACKENDS, NearestCentroid
 from tokenization.candidates import FaissFinder, Float32Finder, Int8Finder, TorchFinder, quantised
 from tokenization.nearest_kernels import OVERFULL
 from tokenization.scratch import Scratch
+from tokenization.shortlist import Shortlist
 
 
 @settings(max_examples=150, deadline=None)
@@ -100,6 +101,15 @@ def test_the_nearest_centroid_is_always_a_candidate(finder, rows, size, dim, see
     for row in np.flatnonzero(found.counts != OVERFULL):
         inside = found.scores[row, : found.counts[row]] <= found.limits[row]
         assert nearest[row] in found.kept[row, : found.counts[row]][inside]
+
+
+@pytest.mark.parametrize(("dim", "gap"), [(376, 20), (1024, 60), (4096, 250)])
+def test_centroids_whose_squared_lengths_float64_cannot_tell_are_told_apart(dim, gap):
+    centroids = nearly_equal_lengths(dim, gap)
+    assert square(centroids[1]) < square(centroids[0])
+    for row in (np.zeros((1, dim + 8), np.float32), np.eye(1, dim + 8, dim + 7, dtype=np.float32) * np.float32(-1.5e-12)):
+        assert NearestCentroid(centroids)(row).tolist() == [1]
+        assert Shortlist(centroids)(row[:, None].astype(np.float64), 1).token.tolist() == [[1]]
 
 
 def test_a_zero_row_is_decided_like_any_other_and_does_not_hold_up_those_beside_it(monkeypatch):

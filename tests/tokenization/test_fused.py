@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tokenization.vector_cases import KINDS, matrices, matrix, squared_distances
+from tests.tokenization.vector_cases import KINDS, matrices, matrix, nearly_equal_lengths, squared_distances
 from tokenization.assignment import NearestCentroid
 from tokenization.candidates import FINDERS
 from tokenization.fused import FusedFinder
@@ -35,6 +35,19 @@ def found(centroids, rows):
     return np.where(candidates.counts == 1, candidates.kept[:, 0], -1)
 
 
+def watched(monkeypatch):
+    """Rows that each pass was asked about, filled in as they are."""
+    asked = {}
+    for name in ("_by_float16", "_by_float32", "_by_float64"):
+
+        def passed(self, rows, norms, name=name, whole=getattr(FusedFinder, name)):
+            asked[name] = len(rows)
+            return whole(self, rows, norms)
+
+        monkeypatch.setattr(FusedFinder, name, passed)
+    return asked
+
+
 @settings(max_examples=40, deadline=None)
 @given(vectors=matrices(), kind=st.sampled_from(KINDS), size=st.integers(1, 40), seed=st.integers(0, 999))
 def test_what_it_is_certain_of_is_the_one_nearest_centroid(vectors, kind, size, seed):
@@ -51,26 +64,56 @@ def test_what_it_is_certain_of_is_the_one_nearest_centroid(vectors, kind, size, 
 
 
 @pytest.mark.parametrize(("rows", "size", "dim"), [(300, 200, 70), (129, 257, 128), (1, 1, 1)])
-def test_rows_with_one_clearly_nearest_centroid_are_certain_whatever_the_sizes(rows, size, dim):
+def test_rows_with_one_clearly_nearest_centroid_are_certain_whatever_the_sizes(monkeypatch, rows, size, dim):
+    asked = watched(monkeypatch)
     vectors, centroids = matrix("normal", rows, dim, 1), matrix("normal", size, dim, 2)
     labels = found(centroids, vectors)
     assert (labels >= 0).mean() > 0.99
+    assert asked.get("_by_float32", 0) <= 0.1 * rows, "float16 is enough for nearly all"
     assert (labels[labels >= 0] == squared_distances(vectors, centroids).argmin(axis=1)[labels >= 0]).all()
 
 
 @pytest.mark.parametrize("scale", [1e-11, 1e-4, 1e6, 1e10])
-def test_rows_and_centroids_of_any_size_fit_its_float16(scale):
+def test_rows_and_centroids_of_any_size_fit_its_float16(monkeypatch, scale):
+    asked = watched(monkeypatch)
     vectors, centroids = matrix("normal", 100, 24, 1) * np.float32(scale), matrix("normal", 50, 24, 2) * np.float32(scale)
     labels = found(centroids, vectors)
     assert (labels == squared_distances(vectors, centroids).argmin(axis=1)).all()
+    assert asked.get("_by_float32", 0) <= 10
 
 
-def test_what_float16_cannot_tell_the_second_pass_can():
+def test_what_float16_cannot_tell_the_second_pass_can(monkeypatch):
     """Centroids that float16 rounds to the same numbers."""
+    asked = watched(monkeypatch)
     direction = matrix("normal", 1, 32, 3)[0]
     centroids = np.stack([direction, direction * np.float32(1 + 2e-4)])
     vectors = np.stack([direction * np.float32(0.5), direction * np.float32(2)])
     assert found(centroids, vectors).tolist() == [0, 1]
+    assert asked == {"_by_float16": 2, "_by_float32": 2}
+
+
+def test_what_the_second_pass_cannot_tell_float64_can(monkeypatch):
+    asked = watched(monkeypatch)
+    direction = matrix("normal", 1, 32, 3)[0]
+    centroids = np.stack([direction, direction * np.float32(1 + 4e-7)])
+    vectors = np.stack([direction * np.float32(0.5), direction * np.float32(2)])
+    assert found(centroids, vectors).tolist() == [0, 1]
+    assert asked == {"_by_float16": 2, "_by_float32": 2, "_by_float64": 2}
+
+
+@pytest.mark.parametrize(("dim", "gap"), [(1024, 60), (4096, 250)])
+def test_of_lengths_that_float64_cannot_tell_it_is_not_certain(dim, gap):
+    row = np.eye(1, dim + 8, dim + 7, dtype=np.float32) * np.float32(1.5e-12)
+    assert found(nearly_equal_lengths(dim, gap), row).tolist() == [-1]
+
+
+def test_of_rows_so_long_that_their_distances_round_to_the_same_it_is_not_certain():
+    vectors, centroids = matrix("normal", 50, 8, 1) * np.float32(1e11), matrix("normal", 2, 8, 2)
+    vectors -= (vectors @ (between := centroids[0] - centroids[1]))[:, None] / (between @ between) * between  # on the bisector
+    labels, exactly = found(centroids, vectors), squared_distances(vectors, centroids)
+    certain = labels >= 0
+    assert (exactly[certain, labels[certain]] < exactly[certain, 1 - labels[certain]]).all()
+    assert not certain.all()
 
 
 def test_equal_distances_are_nobodys():

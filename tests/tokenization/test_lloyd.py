@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenization.vector_cases import matrix, squared_distances
-from tokenization import lloyd
+from tokenization import kmeans, lloyd
 from tokenization.cluster_sums import ClusterSums, exact_sum, fraction_bits
 from tokenization.kmeans import KMeans, LocalSource, cluster
-from tokenization.shortlisted import WORTH_IT
 from tokenization.vectors import ArrayRows
 
 
@@ -69,8 +68,9 @@ def whole_distance(vectors, centroids, labels, row):
 
 @pytest.mark.parametrize("shortlists", [True, False])
 def test_threads_backends_and_blocks_change_no_bit(shortlists, monkeypatch):
+    monkeypatch.setattr(kmeans, "WORTH_IT", 64)
     vectors = matrix("normal", 2500, 12, 5)
-    size = WORTH_IT + 20
+    size = 80
     expected = KMeans(size, iterations=9, shortlists=shortlists).fit(vectors)
     monkeypatch.setattr("tokenization.vectors._BLOCK_VALUES", 4096)
     other = KMeans(size, iterations=9, shortlists=shortlists, backend="faiss", n_threads=3).fit(vectors)
@@ -79,9 +79,10 @@ def test_threads_backends_and_blocks_change_no_bit(shortlists, monkeypatch):
     assert (expected.inertia_, expected.n_iter_) == (other.inertia_, other.n_iter_)
 
 
-def test_shortlists_cost_no_quality_and_leave_exact_labels():
+def test_shortlists_cost_no_quality_and_leave_exact_labels(monkeypatch):
+    monkeypatch.setattr(kmeans, "WORTH_IT", 64)
     vectors = matrix("normal", 6000, 16, 7)
-    size = 2 * WORTH_IT
+    size = 128
     fast, full = (KMeans(size, shortlists=shortlists, tolerance=0).fit(vectors) for shortlists in (True, False))
     assert fast.inertia_ <= full.inertia_ * 1.003
     distances = squared_distances(vectors, fast.centroids_)

@@ -195,6 +195,7 @@ def test_it_clones_and_transforms():
         (RQKMeans(3, (4, 4)), "one size for each of the 3 layers"),
         (RQKMeans(1, 65537), "between 1 and 65536"),
         (RQKMeans(2, 4, refinements=-1), "at least 0"),
+        (RQKMeans(2, 4, evenness=float("nan")), "evenness from 0 to 1"),
         (RQKMeans(2, 4, balance=(1.5,)), "one for each of the 2 layers"),
         (RQKMeans(2, 4, balance=0.5), "balance 0.5: must be at least 1"),
         (RQKMeans(2, 4, warm_start_codebooks=[np.zeros((4, 3)), np.zeros((5, 3))]), r"sizes \[4, 5\]; needs \[4, 4\]"),
