@@ -29,7 +29,7 @@ def _section(path: str, section: BaseModel) -> str:
             nested.append(_section(f"{path}.{name}", value))
             continue
         default = json.dumps(section.model_dump(mode="json")[name], ensure_ascii=False)
-        lines.append(f"| {name} | `{default}` | {field.description or ''} |")
+        lines.append(f"| {name} | `{default}` | {' '.join((field.description or '').split())} |")
     return "\n".join(lines) + "\n" + "".join(nested)
 
 

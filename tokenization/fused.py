@@ -81,7 +81,7 @@ class FusedFinder:
     def _by_float64(self, rows: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         step = max(1, _WIDE_SCORES // len(self._centroids))
         parts = zip(rows.split(step), norms.split(step), strict=True)
-        squared = (self._centroids.shape[1] + 4) * _CUT_WIDE  # |c|² is a sum too, and float32's share of it is gone
+        squared = (self._centroids.shape[1] + 4) * _CUT_WIDE  # here |c|² is no better than the sum it is
         return torch.cat(
             [
                 self._told(*self._scored(part), sizes, self._summed(_CUT_WIDE, sizes, self._largest), squared)

@@ -82,23 +82,17 @@ def test_rows_and_centroids_of_any_size_fit_its_float16(monkeypatch, scale):
     assert asked.get("_by_float32", 0) <= 10
 
 
-def test_what_float16_cannot_tell_the_second_pass_can(monkeypatch):
-    """Centroids that float16 rounds to the same numbers."""
+@pytest.mark.parametrize(
+    ("apart", "passes"), [(2e-4, ["_by_float16", "_by_float32"]), (4e-7, ["_by_float16", "_by_float32", "_by_float64"])]
+)
+def test_what_one_pass_cannot_tell_the_next_can(monkeypatch, apart, passes):
+    """Centroids that float16 rounds to the same numbers, or that three TF32 products cannot tell apart."""
     asked = watched(monkeypatch)
     direction = matrix("normal", 1, 32, 3)[0]
-    centroids = np.stack([direction, direction * np.float32(1 + 2e-4)])
+    centroids = np.stack([direction, direction * np.float32(1 + apart)])
     vectors = np.stack([direction * np.float32(0.5), direction * np.float32(2)])
     assert found(centroids, vectors).tolist() == [0, 1]
-    assert asked == {"_by_float16": 2, "_by_float32": 2}
-
-
-def test_what_the_second_pass_cannot_tell_float64_can(monkeypatch):
-    asked = watched(monkeypatch)
-    direction = matrix("normal", 1, 32, 3)[0]
-    centroids = np.stack([direction, direction * np.float32(1 + 4e-7)])
-    vectors = np.stack([direction * np.float32(0.5), direction * np.float32(2)])
-    assert found(centroids, vectors).tolist() == [0, 1]
-    assert asked == {"_by_float16": 2, "_by_float32": 2, "_by_float64": 2}
+    assert asked == dict.fromkeys(passes, 2)
 
 
 @pytest.mark.parametrize(("dim", "gap"), [(1024, 60), (4096, 250)])

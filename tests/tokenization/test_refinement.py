@@ -28,13 +28,16 @@ def sums_by_token(rows: np.ndarray, codes: np.ndarray, sizes: list[int]) -> list
     return sums
 
 
-@settings(max_examples=40, deadline=None)
-@given(
+of_any_rows_and_codebooks = given(
     kind=st.sampled_from(KINDS),
     rows=st.integers(1, 40),
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     seed=st.integers(0, 999),
 )
+
+
+@settings(max_examples=40, deadline=None)
+@of_any_rows_and_codebooks
 def test_each_layer_moves_to_the_mean_of_what_the_others_leave(kind, rows, sizes, seed):
     some, random = matrix(kind, rows, 4, seed), np.random.default_rng(seed)
     codebooks = [matrix(kind, size, 4, seed + size) for size in sizes]
@@ -52,12 +55,7 @@ def test_each_layer_moves_to_the_mean_of_what_the_others_leave(kind, rows, sizes
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    kind=st.sampled_from(KINDS),
-    rows=st.integers(1, 40),
-    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
-    seed=st.integers(0, 999),
-)
+@of_any_rows_and_codebooks
 def test_charged_codes_are_greedy_in_distance_and_charge_and_sums_are_of_distances_alone(kind, rows, sizes, seed):
     some, random = matrix(kind, rows, 4, seed), np.random.default_rng(seed)
     codebooks = [matrix(kind, size, 4, seed + size) for size in sizes]
