@@ -103,7 +103,7 @@ def _defaults(chosen: str | None) -> dict[str, str]:
             "spark.driver.memory": os.environ.get("ONEREC_SPARK_MEMORY", "3g"),
             "spark.sql.shuffle.partitions": "4",
             "spark.python.daemon.module": "feature_jobs.python_daemon",
-            "spark.driver.extraJavaOptions": "-XX:+UseParallelGC -XX:TieredStopAtLevel=4",
+            "spark.driver.extraJavaOptions": f"-XX:+UseParallelGC {os.environ.get('ONEREC_SPARK_JAVA_OPTIONS', '')}".strip(),
         }
     return settings
 
