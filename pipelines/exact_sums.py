@@ -1,7 +1,7 @@
 """The Beam side of exact training: a part of vectors in, its exact sums out, merged in any order by a CombineFn.
 
 Elements are addresses of parts. What a job needs beside them is small or by token (centroids, codebooks): arrays in one file,
-whose address is a side input and which a worker reads once. What it gives by row (labels, codes, lists of nearest centroids,
+whose address is a side input and which a worker reads once. What it gives by row (labels, codes,
 vectors asked for) goes to files named by the part, so a bundle that is tried twice writes the same bytes twice.
 """
 
@@ -19,7 +19,7 @@ from pipelines.work import WorkFolder, read_part
 from tokenization.assignment import Backend
 from tokenization.kmeans import LocalSource
 from tokenization.modalities import vector_matrix
-from tokenization.shortlisted import WORTH_IT, Shortlists
+from tokenization.neighbours import LastLabels
 from tokenization.vector_source import LocalVectors
 from tokenization.vectors import ArrayRows, Extent, FloatArray, ScaledRows
 
@@ -27,7 +27,7 @@ from tokenization.vectors import ArrayRows, Extent, FloatArray, ScaledRows
 @dataclass(frozen=True)
 class Job:
     """One pass over the vectors: ``operation`` is extent, step, assign, encode or take; ``codes``, the file of the codes
-    of the layers before (``layers`` of them); ``lists``, the folder of the nearest centroids by row; ``full`` as in
+    of the layers before (``layers`` of them); ``last``, the folder of the rows' labels of the step before; ``full`` as in
     ``lloyd.Source.step``; ``output``, the folder of what comes out by row."""
 
     operation: str
@@ -36,7 +36,7 @@ class Job:
     backend: Backend
     layers: int = 0
     codes: str | None = None
-    lists: str | None = None
+    last: str | None = None
     full: bool = True
     output: str | None = None
 
@@ -78,14 +78,13 @@ class SumPart(beam.DoFn):
         return self._residuals(part, vectors, told).extent()
 
     def _step(self, part: dict[str, Any], vectors: FloatArray, told: dict[str, Any]) -> Any:
-        source, lists = self._residuals(part, vectors, told), Shortlists()
-        source = replace(source, lists=lists)
-        file, listing = f"{self._job.lists}/{_name(part)}", len(told["centroids"]) >= WORTH_IT
-        if listing and not self._job.full:
-            lists.listed = self._work.read_arrays(file)["listed"]
+        last = LastLabels()
+        if self._job.last:
+            last.labels = self._work.read_arrays(f"{self._job.last}/{_name(part)}")["values"]
+        source = replace(self._residuals(part, vectors, told), last=last)
         sums = source.step(_unit(source, told), told["centroids"], full=self._job.full)
-        if listing and self._job.full:
-            self._work.write_arrays(file, {"listed": lists.listed})
+        if self._job.output:
+            self._put(part, last.labels)
         return sums
 
     def _assign(self, part: dict[str, Any], vectors: FloatArray, told: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ from pipelines.work import WorkFolder, read_part
 from tokenization.assignment import Backend
 from tokenization.cluster_sums import ClusterSums
 from tokenization.modalities import vector_matrix
+from tokenization.neighbours import WORTH_IT
 from tokenization.residual import Codes
 from tokenization.vector_source import Charges, CodedSums
 from tokenization.vectors import Extent, FloatArray, ScaledRows
@@ -122,6 +123,8 @@ class PartedResiduals:
     codebooks: tuple[FloatArray, ...]
     codes: Codes
     folder: str = field(default_factory=lambda: uuid.uuid4().hex)
+    last: list[str] = field(default_factory=list)
+    """The folder of the labels of the last step."""
 
     def __post_init__(self) -> None:
         """Write the codes where the workers read their part of them."""
@@ -152,9 +155,13 @@ class PartedResiduals:
 
     def step(self, unit: ScaledRows, centroids: FloatArray, *, full: bool) -> ClusterSums:
         """Of all rows, in scaled units."""
-        job = self._job("step", full=full, lists=f"{self.folder}/lists")
+        last = None if full or len(centroids) < WORTH_IT else self.last[-1]
+        output = self.vectors.work.fresh("labels") if len(centroids) >= WORTH_IT else None
+        job = self._job("step", full=last is None, last=last, output=output)
         told = _named(self.codebooks) | _unit(unit) | {"centroids": centroids}
-        return ClusterSums.from_arrays(self.vectors.run(job, told))
+        sums = ClusterSums.from_arrays(self.vectors.run(job, told))
+        self.last[:] = [output] if output else []
+        return sums
 
     def assign(self, centroids: FloatArray) -> tuple[ClusterSums, npt.NDArray[np.int32]]:
         """Of all rows, in their own units; and their labels."""

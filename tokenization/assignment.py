@@ -35,6 +35,8 @@ _THREADED_PRODUCTS = 2**26
 _WORTH_INTEGERS = 2**32
 _SAFE = (1e-12, 1e12)
 """Norms whose squares and products neither overflow nor lose bits to underflow in float32."""
+_LONGEST = 1e7
+"""A row so many times as long as all centroids: float64 differences may not tell apart what float32 scores do."""
 
 
 class NearestCentroid:
@@ -104,7 +106,7 @@ class NearestCentroid:
         norms = np.empty(len(block))
         norms_of(block, norms)
         low, high = _SAFE
-        safe = (norms > low) & (norms < high)
+        safe = (norms > low) & (norms < min(high, _LONGEST * self._largest))
         labels[:] = -1
         if find and safe.all():
             self._decide(find, block, norms, labels)

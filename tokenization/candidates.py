@@ -60,7 +60,7 @@ class Float32Finder:
         """See Finder."""
         unit = _integer_unit(2 * float(norms.max()) * self._largest + self._largest**2)
         found = _Found(memory, len(block))
-        per_norm, fixed = _float32_bound(block.shape[1], self._largest)
+        per_norm, fixed = float32_bound(block.shape[1], self._largest)
         begin(norms, per_norm, fixed + 2 / float(unit), found.slack, found.best, found.counts)
         for start in range(0, len(self._squares), TILE):
             tile = self._transposed[:, start : start + TILE]
@@ -155,7 +155,7 @@ def _rows_a_block(centroids: int) -> int:
     return min(max(_SCORES // min(centroids, TILE), fewest), most)
 
 
-def _float32_bound(dim: int, largest: float) -> tuple[float, float]:
+def float32_bound(dim: int, largest: float) -> tuple[float, float]:
     """How far apart two float32 scores |c|² − 2 x·c may lie whose true order is the other one: a share of |x|, and what is added.
 
     |error of a score| ≤ u (2 (dim + 2) |x| |c| + 3 |c|²) for any order of summation; a difference of two doubles it. A scan
@@ -167,8 +167,8 @@ def _float32_bound(dim: int, largest: float) -> tuple[float, float]:
 def _float32_slack(
     dim: int, norms: npt.NDArray[np.float64], largest: float, added: npt.NDArray[np.float64] | float = 0.0
 ) -> FloatArray:
-    """``_float32_bound`` of each row; ``added`` is what else is summed."""
-    per_norm, fixed = _float32_bound(dim, largest)
+    """``float32_bound`` of each row; ``added`` is what else is summed."""
+    per_norm, fixed = float32_bound(dim, largest)
     return _up(per_norm * norms + fixed + 6 * _UNIT * (dim + 3) * added)
 
 

@@ -15,8 +15,8 @@ from tokenization import lloyd
 from tokenization.assignment import Backend, NearestCentroid
 from tokenization.cluster_sums import ClusterSums, fraction_bits
 from tokenization.lloyd import Callback, Iteration, Source, add_assigned
+from tokenization.neighbours import WORTH_IT, LastLabels, NearestNeighbour
 from tokenization.progress import progress_bar
-from tokenization.shortlisted import WORTH_IT, Shortlists
 from tokenization.vectors import (
     ArrayRows,
     ArrowRows,
@@ -49,8 +49,8 @@ class KMeans(ClusterMixin, BaseEstimator):
     Parameters: ``n_clusters``; ``iterations``, at most; ``seed``; ``backend`` of the assignment, which changes no result
     (``tokenization.assignment``); ``init``, "k-means++" or an array (n_clusters, dim) to start from; ``tolerance``, stop once
     an iteration lowers the inertia by a smaller share than this; ``n_init``, keep the best of several seedings;
-    ``n_threads`` (None: one a core); ``shortlists``, compare most of the time with a row's nearest few centroids only
-    (``tokenization.shortlisted``; False: every iteration is a full one); ``verbose``, a progress bar on standard error.
+    ``n_threads`` (None: one a core); ``neighbours``, compare most of the time with the neighbours of a row's last centroid
+    only (``tokenization.neighbours``; False: every iteration is a full one); ``verbose``, a progress bar on standard error.
 
     Attributes: ``centroids_`` float32 (n_clusters, dim), ``labels_`` int32 (n,), ``inertia_`` float (squared units of X),
     ``n_iter_``. ``predict`` of the training rows gives ``labels_``: both are exact (``tokenization.assignment``).
@@ -72,7 +72,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         tolerance: float = 1e-5,
         n_init: int = 1,
         n_threads: int | None = None,
-        shortlists: bool = True,
+        neighbours: bool = True,
         verbose: bool = False,
     ) -> None:
         self.n_clusters = n_clusters
@@ -83,7 +83,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.tolerance = tolerance
         self.n_init = n_init
         self.n_threads = n_threads
-        self.shortlists = shortlists
+        self.neighbours = neighbours
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None, *, callback: Callback | None = None) -> "KMeans":  # noqa: ARG002
@@ -108,7 +108,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             tolerance=self.tolerance,
             n_init=self.n_init,
             n_threads=self.n_threads,
-            shortlists=self.shortlists,
+            neighbours=self.neighbours,
             callback=callback,
         )
 
@@ -159,7 +159,7 @@ def cluster(
     tolerance: float = 1e-5,
     n_init: int = 1,
     n_threads: int | None = None,
-    shortlists: bool = True,
+    neighbours: bool = True,
     layer: int = 1,
     callback: Callback | None = None,
 ) -> Clustering:
@@ -168,7 +168,7 @@ def cluster(
     Raises BadVectors for bad rows and ValueError for a parameter out of range.
     """
     return cluster_source(
-        LocalSource(rows, backend, n_threads, Shortlists(n_threads) if shortlists else None),
+        LocalSource(rows, backend, n_threads, LastLabels() if neighbours else None),
         n_clusters,
         iterations=iterations,
         seed=seed,
@@ -192,12 +192,12 @@ def cluster_source(source: Source[npt.NDArray[np.int32]], n_clusters: int, **how
 
 @dataclass(frozen=True)
 class LocalSource(RowsOver):
-    """Rows summed over in this process (``lloyd.Source``); labels are an array (n,) int32. With ``lists`` most steps compare a
-    row with its nearest few centroids only. The rows may be a part, from ``first_row``, of ``of_rows`` in all."""
+    """Rows summed over in this process (``lloyd.Source``); labels are an array (n,) int32. With ``last`` most steps compare a
+    row with the neighbours of its last centroid only. The rows may be a part, from ``first_row``, of ``of_rows`` in all."""
 
     backend: Backend = "auto"
     n_threads: int | None = None
-    lists: Shortlists | None = None
+    last: LastLabels | None = None
     first_row: int = 0
     of_rows: int | None = None
 
@@ -208,15 +208,16 @@ class LocalSource(RowsOver):
     def step(self, unit: ScaledRows, centroids: FloatArray, *, full: bool) -> ClusterSums:
         """Of all rows, in scaled units."""
         sums = ClusterSums.none(len(centroids), self.dim, fraction_bits(self.of_rows or self.n))
-        if self.lists is None or len(centroids) < WORTH_IT:
-            self._add(sums, unit, centroids)
+        if full or self.last is None or len(centroids) < WORTH_IT:
+            labels = self._add(sums, unit, centroids)
+            if self.last:
+                self.last.labels = labels
             return sums
-
-        def visit(first_row: int, block: FloatArray, labels: npt.NDArray[np.int64]) -> None:
-            sums.add(block, labels, centroids, self.first_row + first_row, self._threads)
-
-        compare = self.lists.compare_all if full else self.lists.compare_listed
-        compare(unit, centroids, visit)
+        nearest, labels = NearestNeighbour(centroids, self.n_threads), self.last.labels
+        for start, stop, block in blocks(unit):
+            found = nearest(block, labels[start:stop])
+            sums.add(block, found, centroids, self.first_row + start, self._threads)
+            labels[start:stop] = found
         return sums
 
     def assign(self, centroids: FloatArray) -> tuple[ClusterSums, npt.NDArray[np.int32]]:

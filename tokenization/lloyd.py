@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from tokenization.assignment import NearestCentroid
 from tokenization.cluster_sums import ClusterSums
+from tokenization.neighbours import EVERY
 from tokenization.seeding import seed_centroids
-from tokenization.shortlisted import EVERY
 from tokenization.vectors import BadVectors, Extent, FloatArray, Rows, ScaledRows, blocks, check_finite, scaled
 
 _REPAIR_ROUNDS = 20
@@ -75,8 +75,8 @@ class Source(Rows, Protocol[L_co]):
         ...
 
     def step(self, unit: ScaledRows, centroids: FloatArray, *, full: bool) -> ClusterSums:
-        """Of all rows, in the units of ``unit``, as are the centroids; unless ``full``, a source that keeps lists of each row's
-        nearest centroids may look at these alone (``tokenization.shortlisted``)."""
+        """Of all rows, in the units of ``unit``, as are the centroids; unless ``full``, only the neighbours of a row's last
+        centroid may be looked at (``tokenization.neighbours``)."""
         ...
 
     def assign(self, centroids: FloatArray) -> tuple[ClusterSums, L_co]:
@@ -137,11 +137,11 @@ def _iterate(
     callback: Callback | None,
 ) -> tuple[FloatArray, int]:
     """Lloyd's iterations in scaled units; returns the centroids and how many iterations ran."""
-    before, repaired, listed = np.inf, 0, EVERY
+    before, repaired, since = np.inf, 0, EVERY
     for iteration in range(1, iterations + 1):
         clock = time.perf_counter()
-        full = repaired > 0 or listed >= EVERY - 1  # no list holds a centroid that was put elsewhere
-        listed = 0 if full else listed + 1
+        full = repaired > 0 or since >= EVERY - 1  # rows near a centroid that was put elsewhere are anyone's
+        since = 0 if full else since + 1
         sums = source.step(unit, centroids, full=full)
         centroids = sums.means(centroids)
         repaired = _move_to_worst(unit, centroids, sums)

@@ -18,6 +18,10 @@ INTEGER_RANGE = 2.0**29
 """Scores are compared as integers up to about this: LLVM makes vector code of a minimum of integers, not of one of floats."""
 _RUN = 64
 """Scores whose smallest is remembered, so that only few are looked at again, one by one."""
+_SUMMED = 4e-16
+"""How far off squares summed in float64 may be, a term."""
+_UNDERFLOW = 1e-30
+"""More than float32 loses where products are too small for it."""
 _MATH = {"reassoc", "nnan", "nsz", "contract"}
 """Scores are finite and their bounds allow for rounding in any order; infinities stay what they are."""
 
@@ -237,3 +241,46 @@ def nearest_listed(block: Any, centroids: Any, listed: Any, labels: Any) -> None
             distance = squared_distance(block[row], centroids[centroid])
             if distance < nearest or (distance == nearest and centroid < labels[row]):
                 nearest, labels[row] = distance, centroid
+
+
+@compiled(_MATH)
+def _product(left: Any, right: Any) -> Any:
+    """The float32 product of two vectors (dim,), summed in any order."""
+    total = np.float32(0)
+    for column in range(len(left)):
+        total += left[column] * right[column]
+    return total
+
+
+@compiled(set())
+def nearest_of_neighbours(
+    block: Any, order: Any, centroids: Any, squares: Any, neighbours: Any, last: Any, per_norm: float, fixed: float, labels: Any
+) -> None:
+    """Labels of the rows ``order`` of a block: the nearest of the ``neighbours`` (k, most) of their ``last`` centroid.
+
+    float32 scores |c|² − 2 x·c keep what their bound, ``per_norm`` · |x| + ``fixed``, leaves in question, and float64 decides
+    among that (ties: the lowest index, if each list of neighbours ascends). Rows that follow one another with the same last
+    centroid find its neighbours in the cache.
+    """
+    most = neighbours.shape[1]
+    scores = np.empty(most, np.float32)
+    for row in order:
+        vector, near = block[row], neighbours[last[row]]
+        best = np.float32(np.inf)
+        for place in range(most):
+            scores[place] = squares[near[place]] - np.float32(2) * _product(vector, centroids[near[place]])
+            best = min(best, scores[place])
+        square = np.float64(_product(vector, vector))
+        slack = per_norm * np.sqrt(square) + fixed + _SUMMED * len(vector) * square + _UNDERFLOW
+        limit = best + np.float32(slack * (1 + 1e-6))
+        nearest, kept = np.inf, 0
+        for place in range(most):
+            if scores[place] <= limit:
+                kept += 1
+                labels[row] = near[place]
+        if kept != 1:
+            for place in range(most):
+                if not scores[place] > limit:
+                    distance = squared_distance(vector, centroids[near[place]])
+                    if distance < nearest:
+                        nearest, labels[row] = distance, near[place]

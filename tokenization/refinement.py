@@ -6,8 +6,8 @@ since greedy codes are not the best codes; so codebooks are judged by the error 
 the best epoch wins. Two means make the epochs find better codebooks than plain ones do (docs/decisions/refinement.md):
 
 * *over-relaxation*: (a) goes 1.8 times as far as the means. The layers' problems hang together, so single steps are short;
-* *evenness*: at first a token costs something where it has more than its share of the rows (the slope of Σ n log n). Crowded
-  tokens are split among neighbours; the cost falls to nothing before the last epochs.
+* *evenness*: from the second epoch on a token costs something where it has more than its share of the rows (the slope of
+  Σ n log n). Crowded tokens are split among neighbours; the cost falls to nothing before the last epochs.
 
 (a) needs of the rows only the sums a token, taken while encoding, and how often two tokens meet: one read of the rows an
 epoch, whatever their number. The sums are exact (``tokenization.lloyd``).
@@ -62,8 +62,8 @@ def refine(
     ``tolerance`` each.
 
     ``evenness``: a token with e times its share of the rows costs ``evenness`` · (1 − epoch ÷ (epochs − PLAIN_EPOCHS + 1)) ·
-    log e, in mean errors of its layer; the last PLAIN_EPOCHS are without. ``relaxation``: how many times as far as the means
-    centroids go, in every epoch but the last.
+    log e, in mean errors of its layer; the first and the last PLAIN_EPOCHS are without. ``relaxation``: how many times as far
+    as the means centroids go, in every epoch but the last.
 
     First of all tokens without rows move to where rows are represented badly. Never worse than that start: neither the error
     after the last layer, nor the number of tokens in use on any layer. The callback hears of each epoch as of an iteration of
@@ -78,7 +78,7 @@ def refine(
         clock = time.perf_counter()
         target = refitted(current.codebooks, current.codes, current.totals(unit))
         moved = target if epoch == epochs else _relaxed(current.codebooks, target, relaxation)
-        strength = evenness * max(0.0, 1 - epoch / max(1, epochs - PLAIN_EPOCHS + 1))
+        strength = _strength(epoch, epochs) * evenness
         if strength:
             current = encoded(source, unit, moved, current.charges(crowds, strength))
             crowds = [
@@ -97,6 +97,12 @@ def refine(
         if idle == _PATIENCE and relaxation == 1:  # longer steps may well be judged only by where they end
             break
     return Refined(best.codebooks, best.codes, best.inertia, ran)
+
+
+def _strength(epoch: int, epochs: int) -> float:
+    """Share of the full charge: from near 1 down to 0. The first epoch is a plain one: whoever watches for an error to stop at
+    finds a low one after it, and charged epochs have none that counts."""
+    return max(0.0, 1 - epoch / max(1, epochs - PLAIN_EPOCHS + 1)) if epoch > 1 else 0.0
 
 
 def _relaxed(before: Sequence[FloatArray], target: Sequence[FloatArray], relaxation: float) -> list[FloatArray]:

@@ -17,9 +17,12 @@ from tokenization.assignment import Backend, NearestCentroid
 from tokenization.cluster_sums import ClusterSums, fraction_bits
 from tokenization.kmeans import LocalSource
 from tokenization.lloyd import Source
+from tokenization.neighbours import LastLabels
 from tokenization.residual import Codes
-from tokenization.shortlisted import Shortlists
-from tokenization.vectors import Extent, FloatArray, Rows, RowsOver, ScaledRows, blocks
+from tokenization.vectors import ArrayRows, Extent, FloatArray, Rows, RowsOver, ScaledRows, blocks
+
+_KEPT_VALUES = 2**26
+"""Residuals of at most so many values (256 MiB) are kept while a layer is trained; more are computed each time they are read."""
 
 Charges = Sequence[npt.NDArray[np.float64]]
 
@@ -104,8 +107,10 @@ class LocalVectors(RowsOver):
 
     def residuals(self, codebooks: Sequence[FloatArray], codes: Codes) -> LocalSource:
         """What the first layers left."""
-        rows = ResidualRows(self.rows, tuple(codebooks), codes)
-        return LocalSource(rows, self.backend, self.n_threads, Shortlists(self.n_threads), self.first_row, self.of_rows)
+        rows: Rows = ResidualRows(self.rows, tuple(codebooks), codes)
+        if codebooks and rows.n * rows.dim <= _KEPT_VALUES:
+            rows = ArrayRows(rows.block(0, rows.n))
+        return LocalSource(rows, self.backend, self.n_threads, LastLabels(), self.first_row, self.of_rows)
 
     def encode(
         self, unit: ScaledRows, codebooks: Sequence[FloatArray], charges: Charges | None = None

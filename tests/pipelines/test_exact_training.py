@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines import exact_sums
+from pipelines import exact_sums, exact_training
 from pipelines.exact_sums import MergeSums
 from pipelines.exact_training import PartedVectors
 from pipelines.runner import LOCAL, open_pipeline
@@ -54,14 +54,14 @@ def test_parts_of_any_size_give_the_codebook_of_one_machine(tmp_path: Path, part
 
 
 @pytest.mark.slow
-def test_short_lists_of_near_centroids_go_from_step_to_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (kmeans, exact_sums):
+def test_the_labels_of_the_step_before_go_from_step_to_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (kmeans, exact_training):
         monkeypatch.setattr(module, "WORTH_IT", 32)
     vectors = matrix("normal", ROWS, DIM, 2)
     layers = {"n_layers": 1, "codebook_size": 40, "iterations": 7, "tolerance": 0.0}
     found = model(**layers).fit_source(parted(tmp_path, vectors, 200))
     same(found, model(**layers).fit(vectors))
-    assert found.n_iter_ == [7], "two full steps, five on lists"
+    assert found.n_iter_ == [7], "two full steps, five among neighbours"
 
 
 @pytest.mark.slow

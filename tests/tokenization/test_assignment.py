@@ -77,6 +77,14 @@ def test_every_backend_gives_the_same_labels(backend, vectors, kind, size, seed)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("times", [1e6, 1e9, 1e11])
+def test_rows_very_many_times_as_long_as_the_centroids_have_one_label(backend, times):
+    """float32 scores tell apart what float64 differences cannot; which of them decides must not depend on the backend."""
+    vectors, centroids = matrix("normal", 300, 16, 1), matrix("normal", 90, 16, 2) / np.float32(times)
+    assert (NearestCentroid(centroids, backend)(vectors) == NearestCentroid(centroids, "float32")(vectors)).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("rows", "size", "dim"), [(1500, 2100, 96), (700, 1024, 40), (600, 1500, 260)])
 def test_tiles_threads_and_backends_agree_with_brute_force(backend, threads, rows, size, dim):

@@ -66,24 +66,24 @@ def whole_distance(vectors, centroids, labels, row):
     return out[0]
 
 
-@pytest.mark.parametrize("shortlists", [True, False])
-def test_threads_backends_and_blocks_change_no_bit(shortlists, monkeypatch):
+@pytest.mark.parametrize("neighbours", [True, False])
+def test_threads_backends_and_blocks_change_no_bit(neighbours, monkeypatch):
     monkeypatch.setattr(kmeans, "WORTH_IT", 64)
     vectors = matrix("normal", 2500, 12, 5)
     size = 80
-    expected = KMeans(size, iterations=9, shortlists=shortlists).fit(vectors)
+    expected = KMeans(size, iterations=9, neighbours=neighbours).fit(vectors)
     monkeypatch.setattr("tokenization.vectors._BLOCK_VALUES", 4096)
-    other = KMeans(size, iterations=9, shortlists=shortlists, backend="faiss", n_threads=3).fit(vectors)
+    other = KMeans(size, iterations=9, neighbours=neighbours, backend="faiss", n_threads=3).fit(vectors)
     assert (expected.centroids_ == other.centroids_).all()
     assert (expected.labels_ == other.labels_).all()
     assert (expected.inertia_, expected.n_iter_) == (other.inertia_, other.n_iter_)
 
 
-def test_shortlists_cost_no_quality_and_leave_exact_labels(monkeypatch):
+def test_looking_at_neighbours_costs_no_quality_and_leaves_exact_labels(monkeypatch):
     monkeypatch.setattr(kmeans, "WORTH_IT", 64)
     vectors = matrix("normal", 6000, 16, 7)
     size = 128
-    fast, full = (KMeans(size, shortlists=shortlists, tolerance=0).fit(vectors) for shortlists in (True, False))
+    fast, full = (KMeans(size, neighbours=neighbours, tolerance=0).fit(vectors) for neighbours in (True, False))
     assert fast.inertia_ <= full.inertia_ * 1.003
     distances = squared_distances(vectors, fast.centroids_)
     assert (distances[np.arange(6000), fast.labels_] <= distances.min(axis=1) * (1 + 1e-12)).all()
