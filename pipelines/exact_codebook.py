@@ -71,7 +71,7 @@ def total_variance(source: PartedVectors) -> float:
     rows = source.residuals((), np.empty((source.n, 0), np.uint16))
     unit = scaled(source, source.extent())
     start = np.zeros((1, source.dim), np.float32)
-    mean = unit.back(rows.step(unit, start, full=True).means(start))
+    mean = unit.back(rows.step(unit, start).means(start))
     return rows.assign(mean)[0].distance
 
 

@@ -18,7 +18,7 @@ from pipelines.work import WorkFolder, read_part
 from tokenization.assignment import Backend
 from tokenization.cluster_sums import ClusterSums
 from tokenization.modalities import vector_matrix
-from tokenization.neighbours import WORTH_IT
+from tokenization.neighbours import NearCodes
 from tokenization.residual import Codes
 from tokenization.vector_source import Charges, CodedSums
 from tokenization.vectors import Extent, FloatArray, ScaledRows
@@ -51,12 +51,21 @@ class PartedVectors:
         return PartedResiduals(self, tuple(codebooks), codes[:, : len(codebooks)])
 
     def encode(
-        self, unit: ScaledRows, codebooks: Sequence[FloatArray], charges: Charges | None = None
+        self,
+        unit: ScaledRows,
+        codebooks: Sequence[FloatArray],
+        charges: Charges | None = None,
+        near: NearCodes | None = None,
     ) -> tuple[CodedSums, Codes]:
         """Greedy codes and their sums."""
-        output = self.work.fresh("codes")
-        charged = {f"charge_{layer}": charge for layer, charge in enumerate(charges or ())}
-        arrays = self.run(self.job("encode", output=output), _named(codebooks) | charged | _unit(unit))
+        output, told = self.work.fresh("codes"), _named(codebooks) | _unit(unit)
+        told |= {f"charge_{layer}": charge for layer, charge in enumerate(charges or ())}
+        before = None
+        if near and any(table is not None for table in near.neighbours):
+            told |= {f"neighbours_{layer}": table for layer, table in enumerate(near.neighbours) if table is not None}
+            before = self.work.fresh("codes")
+            self.work.write_bytes(before, np.ascontiguousarray(near.codes, np.uint16).tobytes())
+        arrays = self.run(self.job("encode", layers=len(codebooks), codes=before, output=output), told)
         codes = self.by_row(output)
         return CodedSums.from_arrays(arrays), codes.astype(np.uint16)
 
@@ -153,15 +162,16 @@ class PartedResiduals:
         """Of all rows."""
         return Extent(**self.vectors.run(self._job("extent"), _named(self.codebooks)))
 
-    def step(self, unit: ScaledRows, centroids: FloatArray, *, full: bool) -> ClusterSums:
+    def step(self, unit: ScaledRows, centroids: FloatArray, neighbours: npt.NDArray[np.int32] | None = None) -> ClusterSums:
         """Of all rows, in scaled units."""
-        last = None if full or len(centroids) < WORTH_IT else self.last[-1]
-        output = self.vectors.work.fresh("labels") if len(centroids) >= WORTH_IT else None
-        job = self._job("step", full=last is None, last=last, output=output)
         told = _named(self.codebooks) | _unit(unit) | {"centroids": centroids}
-        sums = ClusterSums.from_arrays(self.vectors.run(job, told))
-        self.last[:] = [output] if output else []
-        return sums
+        last = None
+        if neighbours is not None:
+            told["neighbours"], last = neighbours, self.last[-1]
+        output = self.vectors.work.fresh("labels")
+        sums = self.vectors.run(self._job("step", last=last, output=output), told)
+        self.last[:] = [output]
+        return ClusterSums.from_arrays(sums)
 
     def assign(self, centroids: FloatArray) -> tuple[ClusterSums, npt.NDArray[np.int32]]:
         """Of all rows, in their own units; and their labels."""

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from tokenization import lloyd
 from tokenization.assignment import Backend, NearestCentroid
 from tokenization.cluster_sums import ClusterSums, fraction_bits
 from tokenization.lloyd import Callback, Iteration, Source, add_assigned
-from tokenization.neighbours import WORTH_IT, LastLabels, NearestNeighbour
+from tokenization.neighbours import LastLabels, NearestNeighbour
 from tokenization.progress import progress_bar
 from tokenization.vectors import (
     ArrayRows,
@@ -168,13 +168,15 @@ def cluster(
     Raises BadVectors for bad rows and ValueError for a parameter out of range.
     """
     return cluster_source(
-        LocalSource(rows, backend, n_threads, LastLabels() if neighbours else None),
+        LocalSource(rows, backend, n_threads),
         n_clusters,
         iterations=iterations,
         seed=seed,
         init=init,
         tolerance=tolerance,
         n_init=n_init,
+        n_threads=n_threads,
+        neighbours=neighbours,
         layer=layer,
         callback=callback,
     )
@@ -192,28 +194,26 @@ def cluster_source(source: Source[npt.NDArray[np.int32]], n_clusters: int, **how
 
 @dataclass(frozen=True)
 class LocalSource(RowsOver):
-    """Rows summed over in this process (``lloyd.Source``); labels are an array (n,) int32. With ``last`` most steps compare a
-    row with the neighbours of its last centroid only. The rows may be a part, from ``first_row``, of ``of_rows`` in all."""
+    """Rows summed over in this process (``lloyd.Source``); labels are an array (n,) int32. The rows may be a part, from
+    ``first_row``, of ``of_rows`` in all; ``last`` are the labels of the step before."""
 
     backend: Backend = "auto"
     n_threads: int | None = None
-    last: LastLabels | None = None
     first_row: int = 0
     of_rows: int | None = None
+    last: LastLabels = field(default_factory=LastLabels)
 
     def extent(self) -> Extent:
         """Of all rows."""
         return Extent.of(self.rows, self.first_row)
 
-    def step(self, unit: ScaledRows, centroids: FloatArray, *, full: bool) -> ClusterSums:
+    def step(self, unit: ScaledRows, centroids: FloatArray, neighbours: npt.NDArray[np.int32] | None = None) -> ClusterSums:
         """Of all rows, in scaled units."""
         sums = ClusterSums.none(len(centroids), self.dim, fraction_bits(self.of_rows or self.n))
-        if full or self.last is None or len(centroids) < WORTH_IT:
-            labels = self._add(sums, unit, centroids)
-            if self.last:
-                self.last.labels = labels
+        if neighbours is None:
+            self.last.labels = self._add(sums, unit, centroids)
             return sums
-        nearest, labels = NearestNeighbour(centroids, self.n_threads), self.last.labels
+        nearest, labels = NearestNeighbour(centroids, neighbours, self.n_threads), self.last.labels
         for start, stop, block in blocks(unit):
             found = nearest(block, labels[start:stop])
             sums.add(block, found, centroids, self.first_row + start, self._threads)

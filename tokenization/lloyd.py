@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tokenization.assignment import NearestCentroid
 from tokenization.cluster_sums import ClusterSums
-from tokenization.neighbours import EVERY
+from tokenization.neighbours import EVERY, neighbours_of
 from tokenization.seeding import seed_centroids
 from tokenization.vectors import BadVectors, Extent, FloatArray, Rows, ScaledRows, blocks, check_finite, scaled
 
@@ -74,9 +74,9 @@ class Source(Rows, Protocol[L_co]):
         """Of all rows. Raises BadVectors for rows that are not finite."""
         ...
 
-    def step(self, unit: ScaledRows, centroids: FloatArray, *, full: bool) -> ClusterSums:
-        """Of all rows, in the units of ``unit``, as are the centroids; unless ``full``, only the neighbours of a row's last
-        centroid may be looked at (``tokenization.neighbours``)."""
+    def step(self, unit: ScaledRows, centroids: FloatArray, neighbours: npt.NDArray[np.int32] | None = None) -> ClusterSums:
+        """Of all rows, in the units of ``unit``, as are the centroids; with ``neighbours`` (``neighbours_of``) only those of
+        the label that the step before gave a row are looked at."""
         ...
 
     def assign(self, centroids: FloatArray) -> tuple[ClusterSums, L_co]:
@@ -104,6 +104,8 @@ def train(
     init: npt.ArrayLike | None = None,
     tolerance: float = 1e-5,
     n_init: int = 1,
+    n_threads: int | None = None,
+    neighbours: bool = True,
     layer: int = 1,
     callback: Callback | None = None,
 ) -> Trained[Labels]:
@@ -119,7 +121,8 @@ def train(
             start = seed_centroids(unit, n_clusters, np.random.default_rng([seed, run]))
         else:
             start = unit.forward(_checked_init(init, n_clusters, source.dim))
-        centroids, n_iter = _iterate(source, unit, start, iterations, tolerance, layer, callback)
+        every = EVERY if neighbours else 1
+        centroids, n_iter = _iterate(source, unit, start, iterations, tolerance, every, n_threads, layer, callback)
         found = _finish(source, unit.back(centroids), n_iter)
         if best is None or found.inertia < best.inertia:
             best = found
@@ -133,16 +136,18 @@ def _iterate(
     centroids: FloatArray,
     iterations: int,
     tolerance: float,
+    every: int,
+    n_threads: int | None,
     layer: int,
     callback: Callback | None,
 ) -> tuple[FloatArray, int]:
-    """Lloyd's iterations in scaled units; returns the centroids and how many iterations ran."""
-    before, repaired, since = np.inf, 0, EVERY
+    """Lloyd's iterations in scaled units, one in ``every`` by full comparisons; returns the centroids and how many ran."""
+    before, repaired, since = np.inf, 0, every
     for iteration in range(1, iterations + 1):
         clock = time.perf_counter()
-        full = repaired > 0 or since >= EVERY - 1  # rows near a centroid that was put elsewhere are anyone's
+        full = repaired > 0 or since >= every - 1  # rows near a centroid that was put elsewhere are anyone's
         since = 0 if full else since + 1
-        sums = source.step(unit, centroids, full=full)
+        sums = source.step(unit, centroids, None if full else neighbours_of(centroids, n_threads))
         centroids = sums.means(centroids)
         repaired = _move_to_worst(unit, centroids, sums)
         inertia = sums.distance

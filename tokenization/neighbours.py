@@ -8,6 +8,7 @@ the rows.
 """
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,15 +33,36 @@ class LastLabels:
     labels: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
 
-class NearestNeighbour:
-    """Nearest among the neighbours of each row's last centroid. ``centroids``: (k, dim) float32; ``threads``: at most so many
-    (None: one a core)."""
+@dataclass(frozen=True)
+class NearCodes:
+    """Earlier codes (n, layers) uint16 of all rows, and for each layer the neighbours of its tokens (``neighbours_of``), or
+    None where a full comparison costs no more.
 
-    def __init__(self, centroids: FloatArray, threads: int | None = None) -> None:
+    A row whose tokens of the layers before are still the earlier ones is compared with the neighbours of its earlier token,
+    others with all: what the layers before left of them is another vector.
+    """
+
+    codes: npt.NDArray[np.uint16]
+    neighbours: Sequence[npt.NDArray[np.int32] | None]
+
+
+def neighbours_of(centroids: FloatArray, threads: int | None = None) -> npt.NDArray[np.int32] | None:
+    """Of each of ``centroids`` (k, dim) the NEIGHBOURS nearest ones (ties: the lowest index), ascending by index; None for fewer
+    than WORTH_IT centroids."""
+    if len(centroids) < WORTH_IT:
+        return None
+    near = Shortlist(centroids, threads)(centroids.astype(np.float64)[:, None], NEIGHBOURS).token
+    return np.sort(near, axis=1).astype(np.int32)
+
+
+class NearestNeighbour:
+    """Nearest among the neighbours of each row's last centroid. ``centroids``: (k, dim) float32; ``neighbours``: (k, most) int32,
+    ascending; ``threads``: at most so many (None: one a core)."""
+
+    def __init__(self, centroids: FloatArray, neighbours: npt.NDArray[np.int32], threads: int | None = None) -> None:
         self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
+        self._neighbours = neighbours
         self._threads = threads or len(os.sched_getaffinity(0))
-        near = Shortlist(self.centroids, threads)(self.centroids.astype(np.float64)[:, None], NEIGHBOURS).token
-        self._neighbours = np.sort(near, axis=1).astype(np.int32)
         squares = np.einsum("ij,ij->i", self.centroids, self.centroids, dtype=np.float64)
         self._squares = squares.astype(np.float32)
         self._bound = float32_bound(self.centroids.shape[1], float(np.sqrt(squares.max())))

@@ -22,8 +22,9 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from tokenization.lloyd import Callback, Iteration
+from tokenization.neighbours import NearCodes, neighbours_of
 from tokenization.residual import Codes
-from tokenization.vector_source import CodedSums, VectorSource
+from tokenization.vector_source import CodedSums, VectorSource, charged
 from tokenization.vectors import FloatArray, ScaledRows, scaled
 
 SWEEPS = 1
@@ -80,13 +81,15 @@ def refine(
         moved = target if epoch == epochs else _relaxed(current.codebooks, target, relaxation)
         strength = _strength(epoch, epochs) * evenness
         if strength:
-            current = encoded(source, unit, moved, current.charges(crowds, strength))
+            current = encoded(source, unit, moved, current.charges(crowds, strength), current.codes)
             crowds = [
                 _REMEMBERED * crowd + (1 - _REMEMBERED) * layer.counts
                 for crowd, layer in zip(crowds, current.sums.layers, strict=True)
             ]
         else:
-            current, repaired = filled(source, unit, encoded(source, unit, moved))
+            current, repaired = encoded(source, unit, moved), 0
+            if not evenness * _strength(epoch + 1, epochs):  # charges fill tokens by themselves
+                current, repaired = filled(source, unit, current)
             better = not current.lost(start) and current.inertia[-1] < best.inertia[-1]
             idle = 0 if better and best.inertia[-1] - current.inertia[-1] > tolerance * best.inertia[-1] else idle + 1
             best = current if better else best
@@ -187,9 +190,15 @@ def encoded(
     unit: ScaledRows,
     codebooks: list[FloatArray],
     charges: Sequence[npt.NDArray[np.float64]] | None = None,
+    before: Codes | None = None,
 ) -> Encoded:
-    """One read of the rows; with ``charges``, their codes are greedy in distance and charge together."""
-    sums, codes = source.encode(unit, codebooks, charges)
+    """One read of the rows; with ``charges``, their codes are greedy in distance and charge together, looked for among the
+    neighbours of the codes ``before``."""
+    near = None
+    if charges is not None and before is not None:
+        places = [charged(*one) for one in zip(codebooks, charges, strict=True)]
+        near = NearCodes(before, [neighbours_of(place) for place in places])
+    sums, codes = source.encode(unit, codebooks, charges, near)
     return Encoded(codebooks, codes, sums)
 
 

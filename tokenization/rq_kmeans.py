@@ -54,7 +54,8 @@ class RQKMeans(TransformerMixin, BaseEstimator):
     With ``balance`` the ``codes_`` respect the bound, ⌈balance · n / size⌉ rows a token, so they may differ from ``encode``,
     which stays the nearest token: a pure function of a row, that no other row has a say in.
     X may be a memory map larger than memory, or an Arrow column, as for ``KMeans``: residuals of more than 256 MiB are recomputed
-    block by block and never stored. Codebooks, codes and inertia are a pure function of rows and parameters (``tokenization.lloyd``).
+    block by block and never stored. Codebooks, codes and inertia are a pure function of rows and parameters
+    (``tokenization.lloyd``).
     """
 
     def __init__(
@@ -188,6 +189,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
                 init=start,
                 tolerance=self.tolerance,
                 n_init=1 if layer else self.n_init,
+                n_threads=self.n_threads,
                 layer=layer + 1,
                 callback=callback,
             )

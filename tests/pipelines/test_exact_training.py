@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines import exact_sums, exact_training
+from pipelines import exact_sums
 from pipelines.exact_sums import MergeSums
 from pipelines.exact_training import PartedVectors
 from pipelines.runner import LOCAL, open_pipeline
 from pipelines.work import WorkFolder
 from tests.tokenization.vector_cases import matrix
-from tokenization import kmeans
+from tokenization import neighbours
 from tokenization.cluster_sums import ClusterSums, fraction_bits
 from tokenization.rq_kmeans import RQKMeans
 
@@ -44,7 +44,7 @@ def model(**more: Any) -> RQKMeans:
 def test_parts_of_any_size_give_the_codebook_of_one_machine(tmp_path: Path, part_rows: int, layers: int) -> None:
     vectors = matrix("normal", ROWS, DIM, 1)
     heard: list[Any] = []
-    how = {"n_layers": layers, "codebook_size": (9, 7)[:layers], "refinements": 5}  # the first two charge for crowds
+    how = {"n_layers": layers, "codebook_size": (9, 7)[:layers], "refinements": 5}  # the second charges for crowds
     found = model(**how).fit_source(parted(tmp_path, vectors, part_rows), callback=heard.append)
     same(found, model(**how).fit(vectors))
     assert [(one.layer, one.iteration) for one in heard] == [
@@ -55,13 +55,25 @@ def test_parts_of_any_size_give_the_codebook_of_one_machine(tmp_path: Path, part
 
 @pytest.mark.slow
 def test_the_labels_of_the_step_before_go_from_step_to_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (kmeans, exact_training):
-        monkeypatch.setattr(module, "WORTH_IT", 32)
+    monkeypatch.setattr(neighbours, "WORTH_IT", 32)
     vectors = matrix("normal", ROWS, DIM, 2)
     layers = {"n_layers": 1, "codebook_size": 40, "iterations": 7, "tolerance": 0.0}
     found = model(**layers).fit_source(parted(tmp_path, vectors, 200))
     same(found, model(**layers).fit(vectors))
     assert found.n_iter_ == [7], "two full steps, five among neighbours"
+
+
+@pytest.mark.slow
+def test_charged_epochs_look_near_the_codes_of_the_epoch_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "WORTH_IT", 36)
+    monkeypatch.setattr(neighbours, "NEIGHBOURS", 5)
+    vectors = matrix("normal", ROWS, DIM, 2)
+    layers = {"n_layers": 2, "codebook_size": (40, 35), "iterations": 2, "refinements": 6}
+    found = model(**layers).fit_source(parted(tmp_path, vectors, 200))
+    near = model(**layers).fit(vectors)
+    same(found, near)
+    monkeypatch.setattr(neighbours, "WORTH_IT", 100)
+    assert near.inertia_ != model(**layers).fit(vectors).inertia_, "looking near is not trivial here"
 
 
 @pytest.mark.slow

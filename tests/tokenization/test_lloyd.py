@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenization.vector_cases import matrix, squared_distances
-from tokenization import kmeans, lloyd
+from tokenization import lloyd, neighbours
 from tokenization.cluster_sums import ClusterSums, exact_sum, fraction_bits
 from tokenization.kmeans import KMeans, LocalSource, cluster
 from tokenization.vectors import ArrayRows
@@ -66,36 +66,37 @@ def whole_distance(vectors, centroids, labels, row):
     return out[0]
 
 
-@pytest.mark.parametrize("neighbours", [True, False])
-def test_threads_backends_and_blocks_change_no_bit(neighbours, monkeypatch):
-    monkeypatch.setattr(kmeans, "WORTH_IT", 64)
+@pytest.mark.parametrize("near", [True, False])
+def test_threads_backends_and_blocks_change_no_bit(near, monkeypatch):
+    monkeypatch.setattr(neighbours, "WORTH_IT", 64)
     vectors = matrix("normal", 2500, 12, 5)
     size = 80
-    expected = KMeans(size, iterations=9, neighbours=neighbours).fit(vectors)
+    expected = KMeans(size, iterations=9, neighbours=near).fit(vectors)
     monkeypatch.setattr("tokenization.vectors._BLOCK_VALUES", 4096)
-    other = KMeans(size, iterations=9, neighbours=neighbours, backend="faiss", n_threads=3).fit(vectors)
+    other = KMeans(size, iterations=9, neighbours=near, backend="faiss", n_threads=3).fit(vectors)
     assert (expected.centroids_ == other.centroids_).all()
     assert (expected.labels_ == other.labels_).all()
     assert (expected.inertia_, expected.n_iter_) == (other.inertia_, other.n_iter_)
 
 
 def test_looking_at_neighbours_costs_no_quality_and_leaves_exact_labels(monkeypatch):
-    monkeypatch.setattr(kmeans, "WORTH_IT", 64)
+    monkeypatch.setattr(neighbours, "WORTH_IT", 64)
     vectors = matrix("normal", 6000, 16, 7)
     size = 128
-    fast, full = (KMeans(size, neighbours=neighbours, tolerance=0).fit(vectors) for neighbours in (True, False))
+    fast, full = (KMeans(size, neighbours=near, tolerance=0).fit(vectors) for near in (True, False))
     assert fast.inertia_ <= full.inertia_ * 1.003
     distances = squared_distances(vectors, fast.centroids_)
     assert (distances[np.arange(6000), fast.labels_] <= distances.min(axis=1) * (1 + 1e-12)).all()
 
 
 def test_one_iteration_in_five_compares_with_all_centroids_and_the_first_after_a_repair_does(monkeypatch):
+    monkeypatch.setattr(neighbours, "WORTH_IT", 2)
     asked = []
 
     class Watched(LocalSource):
-        def step(self, unit, centroids, *, full):
-            asked.append(full)
-            return super().step(unit, centroids, full=full)
+        def step(self, unit, centroids, neighbours=None):
+            asked.append(neighbours is None)
+            return super().step(unit, centroids, neighbours)
 
     lloyd.train(Watched(ArrayRows(matrix("normal", 400, 3, 1))), 6, iterations=11, tolerance=0)
     assert asked == [True, False, False, False, False] * 2 + [True]
