@@ -19,8 +19,6 @@ from pipelines.work import WorkFolder, read_part
 from tokenization.assignment import Backend
 from tokenization.kmeans import LocalSource
 from tokenization.modalities import vector_matrix
-from tokenization.neighbours import NearCodes
-from tokenization.residual import Codes
 from tokenization.vector_source import LocalVectors
 from tokenization.vectors import ArrayRows, Extent, FloatArray, ScaledRows
 
@@ -28,7 +26,7 @@ from tokenization.vectors import ArrayRows, Extent, FloatArray, ScaledRows
 @dataclass(frozen=True)
 class Job:
     """One pass over the vectors: ``operation`` is extent, step, assign, encode or take; ``codes``, the file of the codes
-    of the layers before (``layers`` of them), or of an earlier epoch; ``last``, the folder of the rows' labels of the step
+    of the layers before (``layers`` of them); ``last``, the folder of the rows' labels of the step
     before; ``output``, the folder of what comes out by row."""
 
     operation: str
@@ -63,16 +61,13 @@ class SumPart(beam.DoFn):
         return self._arrays[1]
 
     def _residuals(self, part: dict[str, Any], vectors: FloatArray, told: dict[str, Any]) -> LocalSource:
-        first = part["first_row"]
-        return self._vectors(first, vectors).residuals(_layers(told, "codebook"), self._codes(first, len(vectors)))
-
-    def _codes(self, first: int, rows: int) -> Codes:
-        """Of some rows, by the job's file."""
-        if not self._job.codes:
-            return np.empty((rows, 0), np.uint16)
-        width = 2 * self._job.layers
-        values = self._work.read_bytes(self._job.codes, first * width, rows * width)
-        return np.frombuffer(values, np.uint16).reshape(-1, self._job.layers)
+        job, first = self._job, part["first_row"]
+        codes = np.empty((len(vectors), 0), np.uint16)
+        if job.codes:
+            width = 2 * job.layers
+            values = self._work.read_bytes(job.codes, first * width, len(vectors) * width)
+            codes = np.frombuffer(values, np.uint16).reshape(-1, job.layers)
+        return self._vectors(first, vectors).residuals(_layers(told, "codebook"), codes)
 
     def _vectors(self, first_row: int, vectors: FloatArray) -> LocalVectors:
         return LocalVectors(ArrayRows(vectors), self._job.backend, None, first_row, self._job.rows)
@@ -95,11 +90,8 @@ class SumPart(beam.DoFn):
         return sums
 
     def _encode(self, part: dict[str, Any], vectors: FloatArray, told: dict[str, Any]) -> Any:
-        source, codebooks, near = self._vectors(part["first_row"], vectors), _layers(told, "codebook"), None
-        if self._job.codes:
-            tables = [told.get(f"neighbours_{layer}") for layer in range(len(codebooks))]
-            near = NearCodes(self._codes(part["first_row"], len(vectors)), tables)
-        sums, codes = source.encode(_unit(source, told), codebooks, _layers(told, "charge") or None, near)
+        source = self._vectors(part["first_row"], vectors)
+        sums, codes = source.encode(_unit(source, told), _layers(told, "codebook"), _layers(told, "charge") or None)
         self._put(part, codes)
         return sums
 

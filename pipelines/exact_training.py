@@ -18,7 +18,6 @@ from pipelines.work import WorkFolder, read_part
 from tokenization.assignment import Backend
 from tokenization.cluster_sums import ClusterSums
 from tokenization.modalities import vector_matrix
-from tokenization.neighbours import NearCodes
 from tokenization.residual import Codes
 from tokenization.vector_source import Charges, CodedSums
 from tokenization.vectors import Extent, FloatArray, ScaledRows
@@ -51,21 +50,12 @@ class PartedVectors:
         return PartedResiduals(self, tuple(codebooks), codes[:, : len(codebooks)])
 
     def encode(
-        self,
-        unit: ScaledRows,
-        codebooks: Sequence[FloatArray],
-        charges: Charges | None = None,
-        near: NearCodes | None = None,
+        self, unit: ScaledRows, codebooks: Sequence[FloatArray], charges: Charges | None = None
     ) -> tuple[CodedSums, Codes]:
         """Greedy codes and their sums."""
-        output, told = self.work.fresh("codes"), _named(codebooks) | _unit(unit)
-        told |= {f"charge_{layer}": charge for layer, charge in enumerate(charges or ())}
-        before = None
-        if near and any(table is not None for table in near.neighbours):
-            told |= {f"neighbours_{layer}": table for layer, table in enumerate(near.neighbours) if table is not None}
-            before = self.work.fresh("codes")
-            self.work.write_bytes(before, np.ascontiguousarray(near.codes, np.uint16).tobytes())
-        arrays = self.run(self.job("encode", layers=len(codebooks), codes=before, output=output), told)
+        output = self.work.fresh("codes")
+        charged = {f"charge_{layer}": charge for layer, charge in enumerate(charges or ())}
+        arrays = self.run(self.job("encode", output=output), _named(codebooks) | charged | _unit(unit))
         codes = self.by_row(output)
         return CodedSums.from_arrays(arrays), codes.astype(np.uint16)
 

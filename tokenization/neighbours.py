@@ -8,7 +8,6 @@ the rows.
 """
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,19 +30,6 @@ class LastLabels:
     """Of each row of a source the label (n,) int32 that its last comparison gave."""
 
     labels: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-
-
-@dataclass(frozen=True)
-class NearCodes:
-    """Earlier codes (n, layers) uint16 of all rows, and for each layer the neighbours of its tokens (``neighbours_of``), or
-    None where a full comparison costs no more.
-
-    A row whose tokens of the layers before are still the earlier ones is compared with the neighbours of its earlier token,
-    others with all: what the layers before left of them is another vector.
-    """
-
-    codes: npt.NDArray[np.uint16]
-    neighbours: Sequence[npt.NDArray[np.int32] | None]
 
 
 def neighbours_of(centroids: FloatArray, threads: int | None = None) -> npt.NDArray[np.int32] | None:

@@ -22,9 +22,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from tokenization.lloyd import Callback, Iteration
-from tokenization.neighbours import NearCodes, neighbours_of
 from tokenization.residual import Codes
-from tokenization.vector_source import CodedSums, VectorSource, charged
+from tokenization.vector_source import CodedSums, VectorSource
 from tokenization.vectors import FloatArray, ScaledRows, scaled
 
 SWEEPS = 1
@@ -74,22 +73,25 @@ def refine(
     start, _ = filled(source, unit, encoded(source, unit, list(codebooks)))
     current = best = start
     crowds = [layer.counts.astype(np.float64) for layer in start.sums.layers]
-    ran, idle, repaired = 0, 0, 0
+    ran, idle = 0, 0
     for epoch in range(1, epochs + 1):
-        clock = time.perf_counter()
+        clock, repaired = time.perf_counter(), 0
         target = refitted(current.codebooks, current.codes, current.totals(unit))
-        moved = target if epoch == epochs else _relaxed(current.codebooks, target, relaxation)
+        last = epoch == epochs
+        moved = target if last else _relaxed(current.codebooks, target, relaxation)
         strength = _strength(epoch, epochs) * evenness
         if strength:
-            current = encoded(source, unit, moved, current.charges(crowds, strength), current.codes)
+            current = encoded(source, unit, moved, current.charges(crowds, strength))
             crowds = [
                 _REMEMBERED * crowd + (1 - _REMEMBERED) * layer.counts
                 for crowd, layer in zip(crowds, current.sums.layers, strict=True)
             ]
         else:
-            current, repaired = encoded(source, unit, moved), 0
-            if not evenness * _strength(epoch + 1, epochs):  # charges fill tokens by themselves
-                current, repaired = filled(source, unit, current)
+            if relaxation == 1 or last:
+                current, repaired = filled(source, unit, encoded(source, unit, moved))
+            else:  # some other epoch will be the best: what lost its rows is moved with the rest before the next one
+                moved, repaired = _repaired(source, Encoded(moved, current.codes, current.sums))
+                current = encoded(source, unit, moved)
             better = not current.lost(start) and current.inertia[-1] < best.inertia[-1]
             idle = 0 if better and best.inertia[-1] - current.inertia[-1] > tolerance * best.inertia[-1] else idle + 1
             best = current if better else best
@@ -190,15 +192,9 @@ def encoded(
     unit: ScaledRows,
     codebooks: list[FloatArray],
     charges: Sequence[npt.NDArray[np.float64]] | None = None,
-    before: Codes | None = None,
 ) -> Encoded:
-    """One read of the rows; with ``charges``, their codes are greedy in distance and charge together, looked for among the
-    neighbours of the codes ``before``."""
-    near = None
-    if charges is not None and before is not None:
-        places = [charged(*one) for one in zip(codebooks, charges, strict=True)]
-        near = NearCodes(before, [neighbours_of(place) for place in places])
-    sums, codes = source.encode(unit, codebooks, charges, near)
+    """One read of the rows; with ``charges``, their codes are greedy in distance and charge together."""
+    sums, codes = source.encode(unit, codebooks, charges)
     return Encoded(codebooks, codes, sums)
 
 
@@ -206,16 +202,19 @@ def filled(source: VectorSource, unit: ScaledRows, found: Encoded) -> tuple[Enco
     """The same with tokens without rows filled, as far as some rounds and the rows' variety allow; and how many were moved."""
     moved = 0
     for _ in range(_REPAIR_ROUNDS):
-        worst = found.sums.layers[-1].worst_rows[: found.empty()]
-        if not len(worst):
+        codebooks, now = _repaired(source, found)
+        if not now:
             break
-        moved += len(worst)
-        found = encoded(source, unit, _repaired(source, found, worst))
+        moved += now
+        found = encoded(source, unit, codebooks)
     return found, moved
 
 
-def _repaired(rows: VectorSource, found: Encoded, worst: npt.NDArray[np.int64]) -> list[FloatArray]:
-    """Codebooks with each token that has no rows put where one of the ``worst`` rows lies, the first layer's first."""
+def _repaired(rows: VectorSource, found: Encoded) -> tuple[list[FloatArray], int]:
+    """Codebooks with each token that has no rows put where one of the worst rows lies, the first layer's first; and how many."""
+    worst = found.sums.layers[-1].worst_rows[: found.empty()]
+    if not len(worst):
+        return found.codebooks, 0
     codebooks = [codebook.copy() for codebook in found.codebooks]
     taken = 0
     for layer, codebook in enumerate(codebooks):
@@ -226,4 +225,4 @@ def _repaired(rows: VectorSource, found: Encoded, worst: npt.NDArray[np.int64]) 
             residual -= found.codebooks[before][found.codes[chosen, before]]
         codebook[empty[: len(chosen)]] = residual
         taken += len(chosen)
-    return codebooks
+    return codebooks, len(worst)

@@ -17,7 +17,6 @@ from tokenization.assignment import Backend, NearestCentroid
 from tokenization.cluster_sums import ClusterSums, fraction_bits
 from tokenization.kmeans import LocalSource
 from tokenization.lloyd import Source
-from tokenization.neighbours import NearCodes, NearestNeighbour
 from tokenization.residual import Codes
 from tokenization.vectors import ArrayRows, Extent, FloatArray, Rows, RowsOver, ScaledRows, blocks
 
@@ -82,16 +81,12 @@ class VectorSource(Rows, Protocol):
         ...
 
     def encode(
-        self,
-        unit: ScaledRows,
-        codebooks: Sequence[FloatArray],
-        charges: Charges | None = None,
-        near: NearCodes | None = None,
+        self, unit: ScaledRows, codebooks: Sequence[FloatArray], charges: Charges | None = None
     ) -> tuple[CodedSums, Codes]:
         """Greedy codes (n, layers), as ``residual.encode`` gives them, and their sums in the units of ``unit``.
 
         With ``charges``, float64 (size,) a layer, the token of least squared distance plus charge is taken; sums are of the
-        distances alone. With ``near`` rows are compared with the neighbours of earlier tokens, where these still apply.
+        distances alone.
         """
         ...
 
@@ -117,55 +112,26 @@ class LocalVectors(RowsOver):
         return LocalSource(rows, self.backend, self.n_threads, self.first_row, self.of_rows)
 
     def encode(
-        self,
-        unit: ScaledRows,
-        codebooks: Sequence[FloatArray],
-        charges: Charges | None = None,
-        near: NearCodes | None = None,
+        self, unit: ScaledRows, codebooks: Sequence[FloatArray], charges: Charges | None = None
     ) -> tuple[CodedSums, Codes]:
         """Greedy codes and their sums."""
         from tokenization.nearest_kernels import subtract_listed
 
         places = codebooks if charges is None else [charged(*one) for one in zip(codebooks, charges, strict=True)]
-        neighbours = near.neighbours if near else [None] * len(places)
-        layers = [_Search(*one, self.backend, self.n_threads) for one in zip(places, neighbours, strict=True)]
+        layers = [NearestCentroid(place, self.backend, self.n_threads) for place in places]
         sizes = [len(codebook) for codebook in codebooks]
         sums = CodedSums.none(sizes, self.dim, fraction_bits(self.of_rows or self.n))
         codes = np.empty((self.n, len(layers)), np.uint16)
         threads = self.n_threads or len(os.sched_getaffinity(0))
         for start, stop, block in blocks(self.rows):
             residual, coordinates = block.copy(), unit.forward(block)
-            same = np.ones(len(block), bool)
-            for layer, (search, codebook) in enumerate(zip(layers, codebooks, strict=True)):
-                before = near.codes[start:stop, layer] if near else codes[start:stop, layer]
-                tokens = search(residual if charges is None else np.pad(residual, ((0, 0), (0, 1))), before, same)
-                same &= tokens == before
+            for layer, (nearest, codebook) in enumerate(zip(layers, codebooks, strict=True)):
+                tokens = nearest(residual if charges is None else np.pad(residual, ((0, 0), (0, 1))))
                 sums.layers[layer].add_distances(residual, tokens, codebook, self.first_row + start)
                 sums.layers[layer].add_coordinates(coordinates, tokens, threads)
                 codes[start:stop, layer] = tokens
                 subtract_listed(residual, codebook, tokens)
         return sums, codes
-
-
-class _Search:
-    """Tokens of a layer: of ``places`` (size, dim), and of their ``neighbours`` (``neighbours_of``), if there are any."""
-
-    def __init__(
-        self, places: FloatArray, neighbours: npt.NDArray[np.int32] | None, backend: Backend, threads: int | None
-    ) -> None:
-        self._all = NearestCentroid(places, backend, threads)
-        self._near = None if neighbours is None else NearestNeighbour(places, neighbours, threads)
-
-    def __call__(self, rows: FloatArray, before: Codes, same: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        """Tokens (n,) of rows (n, dim): of ``same`` ones among the neighbours of ``before`` (n,), of others among all."""
-        if self._near is None or not same.any():
-            return self._all(rows)
-        if same.all():
-            return self._near(rows, before)
-        tokens = np.empty(len(rows), np.int64)
-        tokens[same] = self._near(rows[same], before[same])
-        tokens[~same] = self._all(rows[~same])
-        return tokens
 
 
 @dataclass(frozen=True)

@@ -64,19 +64,6 @@ def test_the_labels_of_the_step_before_go_from_step_to_step(tmp_path: Path, monk
 
 
 @pytest.mark.slow
-def test_charged_epochs_look_near_the_codes_of_the_epoch_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "WORTH_IT", 36)
-    monkeypatch.setattr(neighbours, "NEIGHBOURS", 5)
-    vectors = matrix("normal", ROWS, DIM, 2)
-    layers = {"n_layers": 2, "codebook_size": (40, 35), "iterations": 2, "refinements": 6}
-    found = model(**layers).fit_source(parted(tmp_path, vectors, 200))
-    near = model(**layers).fit(vectors)
-    same(found, near)
-    monkeypatch.setattr(neighbours, "WORTH_IT", 100)
-    assert near.inertia_ != model(**layers).fit(vectors).inertia_, "looking near is not trivial here"
-
-
-@pytest.mark.slow
 def test_empty_clusters_are_repaired_alike(tmp_path: Path) -> None:
     vectors = matrix("duplicates", 300, DIM, 3)
     far = np.full((4, DIM), 50, np.float32)

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from tests.tokenization.vector_cases import matrices, matrix, squared_distances
 from tokenization import neighbours
 from tokenization.kmeans import LocalSource
-from tokenization.neighbours import NearCodes, NearestNeighbour, neighbours_of
-from tokenization.vector_source import LocalVectors
+from tokenization.neighbours import NearestNeighbour, neighbours_of
 from tokenization.vectors import ArrayRows, scaled
 
 
@@ -76,28 +75,3 @@ def test_steps_follow_moved_centroids_from_the_labels_of_the_step_before():
 def test_few_centroids_have_no_table():
     assert neighbours_of(matrix("normal", neighbours.WORTH_IT - 1, 3, 1)) is None
     assert neighbours_of(matrix("normal", neighbours.WORTH_IT, 3, 1)).shape == (neighbours.WORTH_IT, neighbours.NEIGHBOURS)
-
-
-@settings(max_examples=30, deadline=None)
-@given(rows=st.integers(1, 60), seed=st.integers(0, 999), first_with_table=st.booleans())
-def test_codes_near_earlier_ones_are_those_of_brute_force(rows, seed, first_with_table):
-    vectors = matrix("normal", rows, 5, seed)
-    codebooks = [matrix("normal", 50, 5, seed + 1), matrix("normal", 70, 5, seed + 2) / np.float32(2)]
-    random = np.random.default_rng(seed)
-    before = np.stack([squared_distances(vectors, codebooks[0]).argmin(axis=1), random.integers(70, size=rows)], axis=1)
-    before[random.random(rows) < 0.3, 0] = 7
-    tables = [table_of(codebooks[0]) if first_with_table else None, table_of(codebooks[1])]
-    source = LocalVectors(ArrayRows(vectors))
-    near = NearCodes(before.astype(np.uint16), tables)
-    sums, codes = source.encode(scaled(source, source.extent()), codebooks, near=near)
-
-    same, left, expected = np.ones(rows, bool), vectors, []
-    for codebook, table, earlier in zip(codebooks, tables, before.T, strict=True):
-        tokens = squared_distances(left, codebook).argmin(axis=1)
-        if table is not None:
-            tokens[same] = brute_force(left, codebook, earlier, neighbours.NEIGHBOURS)[same]
-        same &= tokens == earlier
-        left = left - codebook[tokens]
-        expected.append(tokens)
-    assert (codes == np.stack(expected, axis=1)).all()
-    assert [layer.counts.sum() for layer in sums.layers] == [rows, rows]
