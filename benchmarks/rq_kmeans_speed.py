@@ -85,9 +85,12 @@ class Race:
         paths = [str(self.folder / f"codebook-{layer}.npy") for layer in range(len(self.dataset.sizes))]
         for path, codebook in zip(paths, fitted.codebooks, strict=True):
             np.save(path, codebook)
-        ours, theirs = (self._ask(task, codebooks=paths) for task in ("ours_encode", "faiss_encode"))
+        tasks = ("ours_encode", "faiss_encode")
+        rounds = [[self._ask(task, codebooks=paths) for task in tasks] for _ in range(self.rounds)]
+        ours, theirs = rounds[0]
         difference = differences(np.load(self.dataset.vectors, mmap_mode="r"), fitted, ours, theirs)
-        seconds = {"ours": ours.numbers["seconds"], "faiss": theirs.numbers["seconds"]}
+        ours_seconds, faiss_seconds = (median(answer.numbers["seconds"] for answer in by) for by in zip(*rounds, strict=True))
+        seconds = {"ours": ours_seconds, "faiss": faiss_seconds}
         progress(f"encode: {seconds}; {difference}; path: {ours.numbers['path']}")
         return {
             "encode_time_ratio": {"faiss": seconds["ours"] / seconds["faiss"]},
