@@ -1,8 +1,8 @@
 """The Beam side of exact training: a part of vectors in, its exact sums out, merged in any order by a CombineFn.
 
 Elements are addresses of parts. What a job needs beside them is small or by token (centroids, codebooks): arrays in one file,
-whose address is a side input and which a worker reads once. What it gives by row (labels, codes,
-vectors asked for) goes to files named by the part, so a bundle that is tried twice writes the same bytes twice.
+whose address is a side input and which a worker reads once. What it gives by row (labels, codes, vectors asked for) goes to files
+named by the part, so a bundle that is tried twice writes the same bytes twice.
 """
 
 import copy
@@ -26,8 +26,8 @@ from tokenization.vectors import ArrayRows, Extent, FloatArray, ScaledRows
 @dataclass(frozen=True)
 class Job:
     """One pass over the vectors: ``operation`` is extent, step, assign, encode or take; ``codes``, the file of the codes
-    of the layers before (``layers`` of them); ``last``, the folder of the rows' labels of the step
-    before; ``output``, the folder of what comes out by row."""
+    of the layers before (``layers`` of them); ``last``, the folder of the rows' labels of the step before;
+    ``output``, the folder of what comes out by row."""
 
     operation: str
     rows: int

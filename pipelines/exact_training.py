@@ -18,6 +18,7 @@ from pipelines.work import WorkFolder, read_part
 from tokenization.assignment import Backend
 from tokenization.cluster_sums import ClusterSums
 from tokenization.modalities import vector_matrix
+from tokenization.neighbours import worth_it
 from tokenization.residual import Codes
 from tokenization.vector_source import Charges, CodedSums
 from tokenization.vectors import Extent, FloatArray, ScaledRows
@@ -123,7 +124,7 @@ class PartedResiduals:
     codes: Codes
     folder: str = field(default_factory=lambda: uuid.uuid4().hex)
     last: list[str] = field(default_factory=list)
-    """The folder of the labels of the last step."""
+    """One folder, that of the labels of the last step, or none."""
 
     def __post_init__(self) -> None:
         """Write the codes where the workers read their part of them."""
@@ -158,9 +159,9 @@ class PartedResiduals:
         last = None
         if neighbours is not None:
             told["neighbours"], last = neighbours, self.last[-1]
-        output = self.vectors.work.fresh("labels")
+        output = self.vectors.work.fresh("labels") if worth_it(len(centroids), self.n) else None
         sums = self.vectors.run(self._job("step", last=last, output=output), told)
-        self.last[:] = [output]
+        self.last[:] = [output] if output else []
         return ClusterSums.from_arrays(sums)
 
     def assign(self, centroids: FloatArray) -> tuple[ClusterSums, npt.NDArray[np.int32]]:

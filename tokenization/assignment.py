@@ -138,6 +138,7 @@ class NearestCentroid:
         unit = float(np.finfo(np.float64).eps) / 2
         dim = block.shape[1]  # |c|² is a sum too
         bound = 2 * unit * (2 * (dim + 2) * norms * self._largest + (dim + 3) * self._largest**2)
+        bound += 4 * unit * (dim + 3) * (norms**2 + self._largest**2)  # and the differences that decide are sums of squares
         limit = np.nextafter(scores.min(axis=1) + bound, np.inf)
         labels = np.zeros(len(block), np.int64)
         for row, near in enumerate(scores <= limit[:, None]):

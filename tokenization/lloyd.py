@@ -147,7 +147,7 @@ def _iterate(
         clock = time.perf_counter()
         full = repaired > 0 or since >= every - 1  # rows near a centroid that was put elsewhere are anyone's
         since = 0 if full else since + 1
-        sums = source.step(unit, centroids, None if full else neighbours_of(centroids, n_threads))
+        sums = source.step(unit, centroids, None if full else neighbours_of(centroids, source.n, n_threads))
         centroids = sums.means(centroids)
         repaired = _move_to_worst(unit, centroids, sums)
         inertia = sums.distance

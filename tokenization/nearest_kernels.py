@@ -265,6 +265,7 @@ def nearest_of_neighbours(
     most = neighbours.shape[1]
     scores = np.empty(most, np.float32)
     for row in order:
+        labels[row] = last[row]
         vector, near = block[row], neighbours[last[row]]
         best = np.float32(np.inf)
         for place in range(most):

@@ -22,6 +22,8 @@ from tokenization.vectors import FloatArray
 NEIGHBOURS, EVERY = 32, 5
 WORTH_IT = 32 * NEIGHBOURS
 """With fewer centroids a full comparison is as fast: its products are those of whole matrices."""
+ROWS_A_CENTROID = 8
+"""With fewer rows, too: neighbours of a centroid cost some three times what a row does."""
 _THREADED_ROWS = 2048
 
 
@@ -32,10 +34,15 @@ class LastLabels:
     labels: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
 
-def neighbours_of(centroids: FloatArray, threads: int | None = None) -> npt.NDArray[np.int32] | None:
-    """Of each of ``centroids`` (k, dim) the NEIGHBOURS nearest ones (ties: the lowest index), ascending by index; None for fewer
-    than WORTH_IT centroids."""
-    if len(centroids) < WORTH_IT:
+def worth_it(centroids: int, rows: int) -> bool:
+    """Whether neighbours are looked at: to find those of all centroids must cost little beside a full comparison."""
+    return centroids >= WORTH_IT and rows >= ROWS_A_CENTROID * centroids
+
+
+def neighbours_of(centroids: FloatArray, rows: int, threads: int | None = None) -> npt.NDArray[np.int32] | None:
+    """Of each of ``centroids`` (k, dim) the NEIGHBOURS nearest ones (ties: the lowest index), ascending by index; None where
+    that is not worth it for so many ``rows``."""
+    if not worth_it(len(centroids), rows):
         return None
     near = Shortlist(centroids, threads)(centroids.astype(np.float64)[:, None], NEIGHBOURS).token
     return np.sort(near, axis=1).astype(np.int32)
@@ -54,9 +61,14 @@ class NearestNeighbour:
         self._bound = float32_bound(self.centroids.shape[1], float(np.sqrt(squares.max())))
 
     def __call__(self, block: FloatArray, labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-        """Labels (n,) of rows (n, dim) float32 whose last ones were ``labels`` (ties: the lowest index)."""
+        """Labels (n,) of rows (n, dim) float32 whose last ones were ``labels`` (ties: the lowest index).
+
+        Raises ValueError for other than one label a row.
+        """
         from tokenization.nearest_kernels import nearest_of_neighbours
 
+        if len(labels) != len(block):
+            raise ValueError(f"found {len(labels)} labels for {len(block)} rows; needs those of the step before")
         found = np.empty(len(block), np.int64)
         order = np.argsort(labels.astype(np.uint16 if len(self.centroids) <= 2**16 else np.int32), kind="stable")
         step = max(_THREADED_ROWS, -(-len(block) // self._threads))

@@ -6,8 +6,8 @@ since greedy codes are not the best codes; so codebooks are judged by the error 
 the best epoch wins. Two means make the epochs find better codebooks than plain ones do (docs/decisions/refinement.md):
 
 * *over-relaxation*: (a) goes 1.8 times as far as the means. The layers' problems hang together, so single steps are short;
-* *evenness*: from the second epoch on a token costs something where it has more than its share of the rows (the slope of
-  Σ n log n). Crowded tokens are split among neighbours; the cost falls to nothing before the last epochs.
+* *evenness*: at first a token costs something where it has more than its share of the rows (the slope of Σ n log n). Crowded
+  tokens are split among neighbours; the cost falls to nothing before the last epochs.
 
 (a) needs of the rows only the sums a token, taken while encoding, and how often two tokens meet: one read of the rows an
 epoch, whatever their number. The sums are exact (``tokenization.lloyd``).
@@ -62,8 +62,8 @@ def refine(
     ``tolerance`` each.
 
     ``evenness``: a token with e times its share of the rows costs ``evenness`` · (1 − epoch ÷ (epochs − PLAIN_EPOCHS + 1)) ·
-    log e, in mean errors of its layer; the first and the last PLAIN_EPOCHS are without. ``relaxation``: how many times as far
-    as the means centroids go, in every epoch but the last.
+    log e, in mean errors of its layer; the last PLAIN_EPOCHS are without. ``relaxation``: how many times as far as the means
+    centroids go, in every epoch but the last.
 
     First of all tokens without rows move to where rows are represented badly. Never worse than that start: neither the error
     after the last layer, nor the number of tokens in use on any layer. The callback hears of each epoch as of an iteration of
@@ -73,13 +73,12 @@ def refine(
     start, _ = filled(source, unit, encoded(source, unit, list(codebooks)))
     current = best = start
     crowds = [layer.counts.astype(np.float64) for layer in start.sums.layers]
-    ran, idle = 0, 0
+    ran, idle, repaired = 0, 0, 0
     for epoch in range(1, epochs + 1):
-        clock, repaired = time.perf_counter(), 0
+        clock = time.perf_counter()
         target = refitted(current.codebooks, current.codes, current.totals(unit))
-        last = epoch == epochs
-        moved = target if last else _relaxed(current.codebooks, target, relaxation)
-        strength = _strength(epoch, epochs) * evenness
+        moved = target if epoch == epochs else _relaxed(current.codebooks, target, relaxation)
+        strength = evenness * max(0.0, 1 - epoch / max(1, epochs - PLAIN_EPOCHS + 1))
         if strength:
             current = encoded(source, unit, moved, current.charges(crowds, strength))
             crowds = [
@@ -87,11 +86,7 @@ def refine(
                 for crowd, layer in zip(crowds, current.sums.layers, strict=True)
             ]
         else:
-            if relaxation == 1 or last:
-                current, repaired = filled(source, unit, encoded(source, unit, moved))
-            else:  # some other epoch will be the best: what lost its rows is moved with the rest before the next one
-                moved, repaired = _repaired(source, Encoded(moved, current.codes, current.sums))
-                current = encoded(source, unit, moved)
+            current, repaired = filled(source, unit, encoded(source, unit, moved))
             better = not current.lost(start) and current.inertia[-1] < best.inertia[-1]
             idle = 0 if better and best.inertia[-1] - current.inertia[-1] > tolerance * best.inertia[-1] else idle + 1
             best = current if better else best
@@ -102,12 +97,6 @@ def refine(
         if idle == _PATIENCE and relaxation == 1:  # longer steps may well be judged only by where they end
             break
     return Refined(best.codebooks, best.codes, best.inertia, ran)
-
-
-def _strength(epoch: int, epochs: int) -> float:
-    """Share of the full charge: from near 1 down to 0. The first epoch is a plain one: whoever watches for an error to stop at
-    finds a low one after it, and charged epochs have none that counts."""
-    return max(0.0, 1 - epoch / max(1, epochs - PLAIN_EPOCHS + 1)) if epoch > 1 else 0.0
 
 
 def _relaxed(before: Sequence[FloatArray], target: Sequence[FloatArray], relaxation: float) -> list[FloatArray]:
@@ -202,19 +191,16 @@ def filled(source: VectorSource, unit: ScaledRows, found: Encoded) -> tuple[Enco
     """The same with tokens without rows filled, as far as some rounds and the rows' variety allow; and how many were moved."""
     moved = 0
     for _ in range(_REPAIR_ROUNDS):
-        codebooks, now = _repaired(source, found)
-        if not now:
+        worst = found.sums.layers[-1].worst_rows[: found.empty()]
+        if not len(worst):
             break
-        moved += now
-        found = encoded(source, unit, codebooks)
+        moved += len(worst)
+        found = encoded(source, unit, _repaired(source, found, worst))
     return found, moved
 
 
-def _repaired(rows: VectorSource, found: Encoded) -> tuple[list[FloatArray], int]:
-    """Codebooks with each token that has no rows put where one of the worst rows lies, the first layer's first; and how many."""
-    worst = found.sums.layers[-1].worst_rows[: found.empty()]
-    if not len(worst):
-        return found.codebooks, 0
+def _repaired(rows: VectorSource, found: Encoded, worst: npt.NDArray[np.int64]) -> list[FloatArray]:
+    """Codebooks with each token that has no rows put where one of the ``worst`` rows lies, the first layer's first."""
     codebooks = [codebook.copy() for codebook in found.codebooks]
     taken = 0
     for layer, codebook in enumerate(codebooks):
@@ -225,4 +211,4 @@ def _repaired(rows: VectorSource, found: Encoded) -> tuple[list[FloatArray], int
             residual -= found.codebooks[before][found.codes[chosen, before]]
         codebook[empty[: len(chosen)]] = residual
         taken += len(chosen)
-    return codebooks, len(worst)
+    return codebooks

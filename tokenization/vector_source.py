@@ -108,7 +108,10 @@ class LocalVectors(RowsOver):
         """What the first layers left."""
         rows: Rows = ResidualRows(self.rows, tuple(codebooks), codes)
         if codebooks and rows.n * rows.dim <= _KEPT_VALUES:
-            rows = ArrayRows(rows.block(0, rows.n))
+            kept = np.empty((rows.n, rows.dim), np.float32)
+            for start, stop, block in blocks(rows):
+                kept[start:stop] = block
+            rows = ArrayRows(kept)
         return LocalSource(rows, self.backend, self.n_threads, self.first_row, self.of_rows)
 
     def encode(

@@ -56,11 +56,15 @@ def test_parts_of_any_size_give_the_codebook_of_one_machine(tmp_path: Path, part
 @pytest.mark.slow
 def test_the_labels_of_the_step_before_go_from_step_to_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "WORTH_IT", 32)
+    monkeypatch.setattr(neighbours, "NEIGHBOURS", 4)
     vectors = matrix("normal", ROWS, DIM, 2)
     layers = {"n_layers": 1, "codebook_size": 40, "iterations": 7, "tolerance": 0.0}
     found = model(**layers).fit_source(parted(tmp_path, vectors, 200))
-    same(found, model(**layers).fit(vectors))
+    near = model(**layers).fit(vectors)
+    same(found, near)
     assert found.n_iter_ == [7], "two full steps, five among neighbours"
+    monkeypatch.setattr(neighbours, "WORTH_IT", 100)
+    assert model(**layers).fit(vectors).inertia_ != near.inertia_, "the case is not trivial"
 
 
 @pytest.mark.slow

@@ -84,6 +84,26 @@ def test_rows_very_many_times_as_long_as_the_centroids_have_one_label(backend, t
     assert (NearestCentroid(centroids, backend)(vectors) == NearestCentroid(centroids, "float32")(vectors)).all()
 
 
+@pytest.mark.parametrize("seed", [193, 469, 487, 527, 574, 608, 1423])
+def test_a_very_long_row_has_one_label_alone_and_among_others(seed):
+    """Which of two near centroids float64 scores keep depends on how they are summed; what float64 decides must not.
+
+    The gap between the two scores is what rounding may be, to a thousandth; these seeds tell the two sums apart.
+    """
+    random = np.random.default_rng(seed)
+    gap = random.uniform(0.9, 1.1)
+    rows = (random.standard_normal((41, 64)) * 1e8).astype(np.float32)
+    centroids = random.standard_normal((6, 64)).astype(np.float32)
+    centroids[:, 0] = 0
+    wide = centroids.astype(np.float64)
+    centroids[5] = centroids[np.argmin((wide**2).sum(axis=1)[:5] - 2 * (rows[:1].astype(np.float64) @ wide[:5].T)[0])]
+    longest = np.sqrt((centroids.astype(np.float64) ** 2).sum(axis=1).max())
+    bound = 2**-52 * (2 * 66 * np.linalg.norm(rows[0].astype(np.float64)) * longest)
+    centroids[5, 0] = np.float32(gap * bound / (2 * rows[0, 0]))
+    nearest = NearestCentroid(centroids)
+    assert nearest(rows[:1])[0] == nearest(rows)[0]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("rows", "size", "dim"), [(1500, 2100, 96), (700, 1024, 40), (600, 1500, 260)])

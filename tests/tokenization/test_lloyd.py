@@ -94,9 +94,9 @@ def test_one_iteration_in_five_compares_with_all_centroids_and_the_first_after_a
     asked = []
 
     class Watched(LocalSource):
-        def step(self, unit, centroids, neighbours=None):
-            asked.append(neighbours is None)
-            return super().step(unit, centroids, neighbours)
+        def step(self, unit, centroids, table=None):
+            asked.append(table is None)
+            return super().step(unit, centroids, table)
 
     lloyd.train(Watched(ArrayRows(matrix("normal", 400, 3, 1))), 6, iterations=11, tolerance=0)
     assert asked == [True, False, False, False, False] * 2 + [True]

@@ -16,7 +16,7 @@ def table_of(centroids):
     """``neighbours_of``, however few the centroids."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(neighbours, "WORTH_IT", 1)
-        return neighbours_of(centroids)
+        return neighbours_of(centroids, rows=neighbours.ROWS_A_CENTROID * len(centroids))
 
 
 def nearest_neighbour(centroids, threads=None):
@@ -72,6 +72,15 @@ def test_steps_follow_moved_centroids_from_the_labels_of_the_step_before():
     assert (expected != squared_distances(vectors, moved).argmin(axis=1)).any()  # the case is not trivial
 
 
-def test_few_centroids_have_no_table():
-    assert neighbours_of(matrix("normal", neighbours.WORTH_IT - 1, 3, 1)) is None
-    assert neighbours_of(matrix("normal", neighbours.WORTH_IT, 3, 1)).shape == (neighbours.WORTH_IT, neighbours.NEIGHBOURS)
+def test_few_centroids_or_few_rows_have_no_table():
+    size = neighbours.WORTH_IT
+    rows = neighbours.ROWS_A_CENTROID * size
+    centroids = matrix("normal", size, 3, 1)
+    assert neighbours_of(centroids[:-1], rows) is None
+    assert neighbours_of(centroids, rows - 1) is None
+    assert neighbours_of(centroids, rows).shape == (size, neighbours.NEIGHBOURS)
+
+
+def test_labels_of_the_step_before_are_needed():
+    with pytest.raises(ValueError, match="found 0 labels for 5 rows"):
+        nearest_neighbour(matrix("normal", 40, 3, 1))(matrix("normal", 5, 3, 2), np.empty(0, np.int32))

@@ -140,6 +140,23 @@ def test_the_callback_names_the_layer_and_calls_refinement_layer_0():
     assert [(one.layer, one.iteration) for one in heard] == [(1, 1), (1, 2), (2, 1), (2, 2), (0, 1)]
 
 
+def test_only_the_last_three_of_fifteen_epochs_have_codes_that_encoding_gives():
+    heard = []
+    RQKMeans(2, 8, iterations=1).fit(matrix("normal", 300, 3, 0), callback=heard.append)
+    assert [one.greedy for one in heard if one.layer == 0] == [False] * 12 + [True] * 3
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_residuals_that_are_kept_and_residuals_computed_anew_give_one_codebook(dtype, monkeypatch):
+    vectors = matrix("normal", 900, 6, 3).astype(dtype)
+    monkeypatch.setattr("tokenization.vectors._BLOCK_VALUES", 1000)
+    kept = RQKMeans(3, 20, iterations=4, refinements=2).fit(vectors)
+    monkeypatch.setattr("tokenization.vector_source._KEPT_VALUES", 0)
+    anew = RQKMeans(3, 20, iterations=4, refinements=2).fit(vectors)
+    assert all((one == other).all() for one, other in zip(kept.codebooks_, anew.codebooks_, strict=True))
+    assert (kept.codes_ == anew.codes_).all()
+
+
 def test_residual_layers_use_their_tokens_evenly():
     """In many dimensions k-means++ seeds alone leave them uneven."""
     vectors = matrix("normal", 1500, 200, 0)
