@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 LakeOption = Annotated[str, typer.Option("--lake", envvar="ONEREC_LAKE", help="Root of the lake (a folder or URI).")]
 DateOption = Annotated[str, typer.Option("--date", help="Day, YYYY-MM-DD.")]
@@ -59,4 +60,13 @@ def print_report(report: Mapping[str, Any], *, as_json: bool) -> None:
     console.print(table)
     for name, value in report.items():
         if name not in ("step", "date", "seconds", "tables"):
-            console.print(f"[bold]{name}[/bold]: {value}", highlight=False)
+            _print_value(console, name, value)
+
+
+def _print_value(console: Console, name: str, value: Any, indent: str = "") -> None:
+    """One line; of a mapping, one more for each of its entries, indented."""
+    nested = isinstance(value, Mapping) and len(value) > 0
+    console.print(Text.assemble(indent, (name, "bold"), ":" if nested else f": {value}"), highlight=False)
+    if nested:
+        for key, one in value.items():
+            _print_value(console, str(key), one, f"{indent}  ")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from onerec.command_line import run
+from onerec.commands.common import print_report
 
 SCRIPT = Path(sys.executable).with_name("onerec")
 
@@ -148,3 +149,17 @@ def test_an_unreachable_worker_is_named(tmp_path):
     assert result.returncode == 2
     assert "none.sock" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_report_for_people_has_a_line_for_each_entry_of_what_is_nested(capsys):
+    stale = {"2026-01-02": {"shards": "made [before] it", "train": "read them"}, "2026-01-03": {}}
+    print_report({"step": "backfill", "seconds": 1.0, "tables": {}, "stale": stale, "buckets": [1, 3]}, as_json=False)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[lines.index("stale:") :] == [
+        "stale:",
+        "  2026-01-02:",
+        "    shards: made [before] it",
+        "    train: read them",
+        "  2026-01-03: {}",
+        "buckets: [1, 3]",
+    ]
