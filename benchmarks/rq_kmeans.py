@@ -1,6 +1,6 @@
 """RQ-KMeans against faiss, scikit-learn and an RQ-VAE: error, entropy and collisions on the same vectors, time to the same error.
 
-Every contestant takes all points, 25 iterations a layer (ours 8, and 15 epochs of all layers) and two threads, and runs in a
+Every contestant takes all points, 25 iterations a layer (ours 10, and 15 epochs of all layers) and two threads, and runs in a
 process of its own; faiss under the fastest BLAS kernel that computes right there, ours under whatever the process has. Fit
 time, encode time and error of ours come from one configuration: the defaults.
 

@@ -208,7 +208,7 @@ class CodebookSection(Section):
 
     sizes: tuple[Positive, ...] = (8192, 8192, 8192)
     """Tokens of each layer."""
-    iterations: Positive = 8
+    iterations: Positive = 10
     """Lloyd iterations a layer, at most, before refinement."""
     backend: Literal["auto", "int8", "float32", "torch", "faiss"] = "auto"
     """Arithmetic of the assignment, on which no result depends: auto takes 8-bit products where the processor is fast at them."""

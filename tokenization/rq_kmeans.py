@@ -38,7 +38,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
     Parameters: ``n_layers``; ``codebook_size``, one size for all layers or a tuple with one a layer (at most 65,536);
     ``iterations``, ``seed``, ``backend``, ``tolerance``, ``n_init``, ``n_threads`` as in ``KMeans``, for each layer;
     ``refinements``, so many epochs of joint refinement after that (0: none; each compares every row with every token of every
-    layer once; they reach as far from eight iterations a layer as from 25), and their ``evenness`` (``tokenization.refinement``;
+    layer once; they reach as far from ten iterations a layer as from 25), and their ``evenness`` (``tokenization.refinement``;
     0: none), whose default lowers the error and evens the tokens together; ``balance``, None or, for all layers or in a tuple
     with one a layer, how many times the mean cluster the largest may be (at least 1);
     ``warm_start_codebooks``, a list of arrays (size, dim), to start from a previous version: all layers are refined together from
@@ -63,7 +63,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         n_layers: int = 3,
         codebook_size: int | tuple[int, ...] = 8192,
         *,
-        iterations: int = 8,
+        iterations: int = 10,
         seed: int = 0,
         backend: Backend = "auto",
         tolerance: float = 1e-5,
