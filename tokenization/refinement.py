@@ -6,8 +6,9 @@ since greedy codes are not the best codes; so codebooks are judged by the error 
 the best epoch wins. Two means make the epochs find better codebooks than plain ones do (docs/decisions/refinement.md):
 
 * *over-relaxation*: (a) goes 1.8 times as far as the means. The layers' problems hang together, so single steps are short;
-* *evenness*: at first a token costs something where it has more than its share of the rows (the slope of Σ n log n). Crowded
-  tokens are split among neighbours; the cost falls to nothing before the last epochs.
+* *evenness*: a token costs something where it has more than its share of the rows (the slope of Σ n log n), so that crowded
+  tokens are split among neighbours. All rows answer it at once, so a cost that came suddenly would make crowds move to and fro:
+  it rises while the codebooks get used to it, and falls to nothing at the last epoch.
 
 (a) needs of the rows only the sums a token, taken while encoding, and how often two tokens meet: one read of the rows an
 epoch, whatever their number. The sums are exact (``tokenization.lloyd``).
@@ -28,8 +29,6 @@ from tokenization.vectors import FloatArray, ScaledRows, scaled
 
 SWEEPS = 1
 """Times that (a) goes over the layers; more of them gained nothing on real or clustered vectors."""
-PLAIN_EPOCHS = 3
-"""The last epochs, in which tokens cost nothing: what the first ones have won for evenness they turn into a lower error."""
 _REPAIR_ROUNDS = 5
 _PATIENCE = 3
 """A first epoch may well cost what the next ones win back: its greedy codes were not made for the moved centroids."""
@@ -61,9 +60,9 @@ def refine(
     """Refine for at most ``epochs``; without ``relaxation``, stop once three in a row lower the least error by a share of at most
     ``tolerance`` each.
 
-    ``evenness``: a token with e times its share of the rows costs ``evenness`` · (1 − epoch ÷ (epochs − PLAIN_EPOCHS + 1)) ·
-    log e, in mean errors of its layer; the last PLAIN_EPOCHS are without. ``relaxation``: how many times as far as the means
-    centroids go, in every epoch but the last.
+    ``evenness``: a token with e times its share of the rows costs ``charge_of(epoch, epochs, evenness)`` · log e, in mean errors
+    of its layer. The last epoch is without, and where it is no better than the start a few more such ones follow.
+    ``relaxation``: how many times as far as the means centroids go, in every epoch but the last.
 
     First of all tokens without rows move to where rows are represented badly. Never worse than that start: neither the error
     after the last layer, nor the number of tokens in use on any layer. The callback hears of each epoch as of an iteration of
@@ -74,11 +73,13 @@ def refine(
     current = best = start
     crowds = [layer.counts.astype(np.float64) for layer in start.sums.layers]
     ran, idle, repaired = 0, 0, 0
-    for epoch in range(1, epochs + 1):
+    for epoch in range(1, epochs + (_PATIENCE if evenness else 0) + 1):
+        if epoch > epochs and best is not start:
+            break
         clock = time.perf_counter()
+        strength = charge_of(epoch, epochs, evenness)
         target = refitted(current.codebooks, current.codes, current.totals(unit))
-        moved = target if epoch == epochs else _relaxed(current.codebooks, target, relaxation)
-        strength = evenness * max(0.0, 1 - epoch / max(1, epochs - PLAIN_EPOCHS + 1))
+        moved = target if epoch >= epochs else _relaxed(current.codebooks, target, relaxation)
         if strength:
             current = encoded(source, unit, moved, current.charges(crowds, strength))
             crowds = [
@@ -93,10 +94,16 @@ def refine(
         ran = epoch
         if callback:
             seconds = time.perf_counter() - clock
-            callback(Iteration(0, epoch, epochs, current.inertia[-1], repaired, seconds, greedy=not strength))
+            callback(Iteration(0, epoch, max(epoch, epochs), current.inertia[-1], repaired, seconds, greedy=not strength))
         if idle == _PATIENCE and relaxation == 1:  # longer steps may well be judged only by where they end
             break
     return Refined(best.codebooks, best.codes, best.inertia, ran)
+
+
+def charge_of(epoch: int, epochs: int, evenness: float) -> float:
+    """The charge's strength in an epoch (from 1): ``evenness`` times what rises to 1 through the first half of the epochs, times
+    what falls from 1 to 0 at the last."""
+    return evenness * min(1.0, 2 * epoch / (epochs + 1)) * max(0.0, 1 - epoch / epochs)
 
 
 def _relaxed(before: Sequence[FloatArray], target: Sequence[FloatArray], relaxation: float) -> list[FloatArray]:

@@ -28,7 +28,7 @@ from tokenization.vectors import FloatArray, check_finite, scaled
 MAX_CODEBOOK_SIZE = 65536
 WARM_REFINEMENTS = 3
 """Epochs from a previous version: they bring most of what there is, and more would change more codes."""
-RELAXATION = 1.8
+RELAXATION = 1.5
 """At 2 and above the steps no longer shrink, and tokens die."""
 
 
@@ -39,8 +39,8 @@ class RQKMeans(TransformerMixin, BaseEstimator):
     ``iterations``, ``seed``, ``backend``, ``tolerance``, ``n_init``, ``n_threads`` as in ``KMeans``, for each layer;
     ``refinements``, so many epochs of joint refinement after that (0: none; each compares every row with every token of every
     layer once; they reach as far from ten iterations a layer as from 25), and their ``evenness`` (``tokenization.refinement``;
-    0: none), whose default lowers the error and evens the tokens together; ``balance``, None or, for all layers or in a tuple
-    with one a layer, how many times the mean cluster the largest may be (at least 1);
+    0: none), whose default evens the tokens at an error below that of the layers alone; ``balance``, None or, for all layers or
+    in a tuple with one a layer, how many times the mean cluster the largest may be (at least 1);
     ``warm_start_codebooks``, a list of arrays (size, dim), to start from a previous version: all layers are refined together from
     there, by at most WARM_REFINEMENTS plain epochs, or, with ``refinements=0``, each is clustered anew from its own. Refining
     keeps more codes, since clustering the first layer alone undoes its refinement; ``max_churn``, with a warm start, the largest
@@ -70,7 +70,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         n_init: int = 1,
         n_threads: int | None = None,
         refinements: int = 15,
-        evenness: float = 0.12,
+        evenness: float = 0.45,
         balance: float | tuple[float | None, ...] | None = None,
         warm_start_codebooks: Sequence[npt.ArrayLike] | None = None,
         max_churn: float | None = None,
