@@ -38,7 +38,8 @@ class TrainCodebook(beam.DoFn):
         rows = read_part(told["training"])
         vectors = vector_matrix(rows["vector"])
         previous = Previous.load(self._work, told["previous"]) if told["previous"] else None
-        with warnings.catch_warnings(), progress_bar(section.iterations, len(section.sizes), enabled=told["progress_bar"]) as bar:
+        steps = section.iterations, len(section.sizes), section.refinements
+        with warnings.catch_warnings(), progress_bar(*steps, enabled=told["progress_bar"]) as bar:
             # Of tokens that stay empty: the metrics count them, and the gate judges.
             warnings.simplefilter("ignore", ConvergenceWarning)
             published = published_codes(rows["tokens"], len(section.sizes))
