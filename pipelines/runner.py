@@ -4,20 +4,14 @@ FnApiRunner is named in full because ``DirectRunner`` would first try to downloa
 through as they are, for example ``--runner PortableRunner --runner-option job_endpoint=localhost:8099``.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from schemas.errors import BadInput
+from apache_beam import Pipeline
+from apache_beam.options.pipeline_options import PipelineOptions
 
-_disabled = logging.root.manager.disable
-logging.disable(logging.WARNING)  # Beam warns about Google's client libraries, which nothing here needs
-try:
-    from apache_beam import Pipeline
-    from apache_beam.options.pipeline_options import PipelineOptions
-finally:
-    logging.disable(_disabled)
+from schemas.errors import BadInput
 
 LOCAL = "local"
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
