@@ -230,8 +230,8 @@ class CodebookSection(Section):
     """Epochs in which all layers are refined together; each compares every item with every token. From the previous codebook,
     with max_churn: null, at most three, or with 0 each layer is clustered anew."""
     evenness: float = Field(default=0.45, ge=0, le=1)
-    """How much crowded tokens are charged in these epochs, the last excepted; more evens the tokens, and with few items a token
-    (below some 100) may cost error; 0: not at all."""
+    """How much crowded tokens are charged in these epochs, the last excepted: more evens the tokens, and may cost some error
+    (docs/decisions/refinement.md); 0: not at all."""
     balance: float | None = Field(default=None, ge=1)
     """How many times the mean cluster training's largest may be (with training: sample, max_churn: null); null: no bound."""
     report_cold_churn: bool = False

@@ -11,10 +11,11 @@ from tokenization.lloyd import Callback, Iteration
 @contextmanager
 def progress_bar(iterations: int, layers: int = 1, epochs: int = 0, *, enabled: bool = True) -> Iterator[Callback | None]:
     """A bar on standard error over ``layers`` × ``iterations`` and ``epochs`` of all layers, which take about as long as an
-    iteration of each, at most; None where it is not ``enabled``."""
+    iteration of each, at most (of one layer there are none); None where it is not ``enabled``."""
     if not enabled:
         yield None
         return
+    epochs = epochs if layers > 1 else 0
     with tqdm(total=(iterations + epochs) * layers, desc="k-means", unit="iteration", leave=False) as bar:
 
         def tell(done: Iteration) -> None:

@@ -5,7 +5,7 @@ every row greedily. (a) is coordinate descent on a least-squares problem: it nev
 since greedy codes are not the best codes; so codebooks are judged by the error of greedy codes, which are what serving uses, and
 the best epoch wins. Two means make the epochs find better codebooks than plain ones do (docs/decisions/refinement.md):
 
-* *over-relaxation*: (a) goes 1.8 times as far as the means. The layers' problems hang together, so single steps are short;
+* *over-relaxation*: (a) goes further than the means. The layers' problems hang together, so single steps are short;
 * *evenness*: a token costs something where it has more than its share of the rows (the slope of Σ n log n), so that crowded
   tokens are split among neighbours. All rows answer it at once, so a cost that came suddenly would make crowds move to and fro:
   it rises while the codebooks get used to it, and falls to nothing at the last epoch.
@@ -31,7 +31,8 @@ SWEEPS = 1
 """Times that (a) goes over the layers; more of them gained nothing on real or clustered vectors."""
 _REPAIR_ROUNDS = 5
 _PATIENCE = 3
-"""A first epoch may well cost what the next ones win back: its greedy codes were not made for the moved centroids."""
+"""Epochs without a charge that may pass without a gain. A first one may well cost what the next ones win back: its greedy codes
+were not made for the moved centroids."""
 _REMEMBERED = 0.5
 """Share of the previous epochs in the counts that tokens are charged by; without a memory crowds move to and fro."""
 
@@ -57,12 +58,12 @@ def refine(
     tolerance: float = 1e-3,
     callback: Callback | None = None,
 ) -> Refined:
-    """Refine for at most ``epochs``; without ``relaxation``, stop once three in a row lower the least error by a share of at most
+    """Refine for ``epochs``; without ``relaxation``, stop once _PATIENCE in a row lower the least error by a share of at most
     ``tolerance`` each.
 
     ``evenness``: a token with e times its share of the rows costs ``charge_of(epoch, epochs, evenness)`` · log e, in mean errors
-    of its layer. The last epoch is without, and where it is no better than the start a few more such ones follow.
-    ``relaxation``: how many times as far as the means centroids go, in every epoch but the last.
+    of its layer. The last epoch is without; where it is no better than the start, or loses tokens, up to _PATIENCE more such
+    ones follow. ``relaxation``: how many times as far as the means centroids go, in every epoch before the last.
 
     First of all tokens without rows move to where rows are represented badly. Never worse than that start: neither the error
     after the last layer, nor the number of tokens in use on any layer. The callback hears of each epoch as of an iteration of
@@ -73,7 +74,8 @@ def refine(
     current = best = start
     crowds = [layer.counts.astype(np.float64) for layer in start.sums.layers]
     ran, idle, repaired = 0, 0, 0
-    for epoch in range(1, epochs + (_PATIENCE if evenness else 0) + 1):
+    more = _PATIENCE if evenness and epochs > 1 else 0
+    for epoch in range(1, epochs + more + 1):
         if epoch > epochs and best is not start:
             break
         clock = time.perf_counter()
@@ -95,15 +97,15 @@ def refine(
         if callback:
             seconds = time.perf_counter() - clock
             callback(Iteration(0, epoch, max(epoch, epochs), current.inertia[-1], repaired, seconds, greedy=not strength))
-        if idle == _PATIENCE and relaxation == 1:  # longer steps may well be judged only by where they end
+        if idle == _PATIENCE and relaxation == 1 and epoch < epochs:  # longer steps may well be judged only by where they end
             break
     return Refined(best.codebooks, best.codes, best.inertia, ran)
 
 
 def charge_of(epoch: int, epochs: int, evenness: float) -> float:
     """The charge's strength in an epoch (from 1): ``evenness`` times what rises to 1 through the first half of the epochs, times
-    what falls from 1 to 0 at the last."""
-    return evenness * min(1.0, 2 * epoch / (epochs + 1)) * max(0.0, 1 - epoch / epochs)
+    what falls from 1 to 0 at the last; half of ``evenness``, at most."""
+    return evenness * min(1.0, 2 * epoch / (epochs + 1)) * (1 - epoch / epochs) if epoch < epochs else 0.0
 
 
 def _relaxed(before: Sequence[FloatArray], target: Sequence[FloatArray], relaxation: float) -> list[FloatArray]:

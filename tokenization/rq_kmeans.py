@@ -38,9 +38,10 @@ class RQKMeans(TransformerMixin, BaseEstimator):
     Parameters: ``n_layers``; ``codebook_size``, one size for all layers or a tuple with one a layer (at most 65,536);
     ``iterations``, ``seed``, ``backend``, ``tolerance``, ``n_init``, ``n_threads`` as in ``KMeans``, for each layer;
     ``refinements``, so many epochs of joint refinement after that (0: none; each compares every row with every token of every
-    layer once; they reach as far from ten iterations a layer as from 25), and their ``evenness`` (``tokenization.refinement``;
-    0: none), whose default evens the tokens at an error below that of the layers alone; ``balance``, None or, for all layers or
-    in a tuple with one a layer, how many times the mean cluster the largest may be (at least 1);
+    layer once; they reach as far from ten iterations a layer as from 25; up to three more where the last is of no use), and
+    their ``evenness`` (``tokenization.refinement``; 0: none), whose default evens the tokens at an error below that of the layers
+    alone; ``balance``, None or, for all layers or in a tuple with one a layer, how many times the mean cluster the largest may
+    be (at least 1);
     ``warm_start_codebooks``, a list of arrays (size, dim), to start from a previous version: all layers are refined together from
     there, by at most WARM_REFINEMENTS plain epochs, or, with ``refinements=0``, each is clustered anew from its own. Refining
     keeps more codes, since clustering the first layer alone undoes its refinement; ``max_churn``, with a warm start, the largest

@@ -44,7 +44,7 @@ def model(**more: Any) -> RQKMeans:
 def test_parts_of_any_size_give_the_codebook_of_one_machine(tmp_path: Path, part_rows: int, layers: int) -> None:
     vectors = matrix("normal", ROWS, DIM, 1)
     heard: list[Any] = []
-    how = {"n_layers": layers, "codebook_size": (9, 7)[:layers], "refinements": 5}  # the first two charge for crowds
+    how = {"n_layers": layers, "codebook_size": (9, 7)[:layers], "refinements": 5}  # all but the last charge for crowds
     found = model(**how).fit_source(parted(tmp_path, vectors, part_rows), callback=heard.append)
     same(found, model(**how).fit(vectors))
     assert [(one.layer, one.iteration) for one in heard] == [

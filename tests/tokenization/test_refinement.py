@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from tests.tokenization.vector_cases import KINDS, matrices, matrix
 from tokenization import residual, vectors
 from tokenization.refinement import charge_of, refine, refitted
-from tokenization.rq_kmeans import RQKMeans
+from tokenization.rq_kmeans import RELAXATION, RQKMeans
 from tokenization.vector_source import LocalVectors
 from tokenization.vectors import ArrayRows
 
@@ -77,7 +77,14 @@ def test_charged_codes_are_greedy_in_distance_and_charge_and_sums_are_of_distanc
 @given(
     some=matrices(most_rows=40, most_columns=5),
     sizes=st.lists(st.integers(1, 8), min_size=2, max_size=3),
-    told=st.sampled_from([{}, {"relaxation": 1.8}, {"evenness": 0.45, "relaxation": 1.5}, {"evenness": 5.0, "relaxation": 2.5}]),
+    told=st.sampled_from(
+        [
+            {},
+            {"relaxation": RELAXATION},
+            {"evenness": 0.45, "relaxation": RELAXATION},
+            {"evenness": 5.0, "relaxation": 2.5},
+        ]
+    ),
 )
 def test_refinement_is_never_worse_and_its_codes_are_those_of_encode(some, sizes, told):
     with warnings.catch_warnings():
@@ -109,7 +116,7 @@ def test_charging_crowded_tokens_ends_with_more_even_ones_and_costs_little_error
     some = matrix("normal", 3000, 24, 0) * random.lognormal(0, 0.7, (3000, 1)).astype(np.float32)
     greedy = RQKMeans(3, 32, refinements=0).fit(some)
     plain = refine(LocalVectors(ArrayRows(some)), greedy.codebooks_, 12, tolerance=0.0)
-    evenly = refine(LocalVectors(ArrayRows(some)), greedy.codebooks_, 12, evenness=evenness, relaxation=1.5)
+    evenly = refine(LocalVectors(ArrayRows(some)), greedy.codebooks_, 12, evenness=evenness, relaxation=RELAXATION)
 
     def entropy(codes: np.ndarray) -> float:
         shares = [np.bincount(codes[:, layer], minlength=32) / len(codes) for layer in range(3)]
@@ -130,18 +137,28 @@ def test_the_charge_rises_through_the_first_half_and_is_gone_at_the_last_epoch()
 
 
 def test_where_the_last_epoch_is_no_better_than_the_start_a_few_more_follow():
-    some, heard = matrix("normal", 60, 4, 0), []
+    """A charge far too large scatters the rows of a finished codebook; one plain epoch does not bring them back."""
+    some, heard = matrix("normal", 60, 4, 2), []
     codebooks = RQKMeans(2, 24, refinements=200).fit(some).codebooks_
+    finished = error(some, codebooks, residual.encode(some, codebooks))
     refined = refine(LocalVectors(ArrayRows(some)), codebooks, 2, evenness=20.0, callback=heard.append)
-    assert 2 < refined.epochs <= 5
-    assert [told.iterations for told in heard] == [max(told.iteration, 2) for told in heard]
+    assert [told.greedy for told in heard] == [False] + [True] * (len(heard) - 1)
+    assert 3 <= len(heard) == refined.epochs <= 5
+    assert heard[1].inertia > finished > heard[-1].inertia == refined.inertia[-1]
+
+
+def test_a_single_epoch_charges_nothing_and_stays_single():
+    some = matrix("normal", 200, 4, 0)
+    codebooks = RQKMeans(2, 8, refinements=200).fit(some).codebooks_
+    assert refine(LocalVectors(ArrayRows(some)), codebooks, 1, evenness=20.0).epochs == 1
+    assert refine(LocalVectors(ArrayRows(some)), codebooks, 0, evenness=20.0).epochs == 0
 
 
 def test_going_further_than_the_means_gets_further_in_as_many_epochs():
     some = matrix("normal", 3000, 24, 0)
     greedy = RQKMeans(3, 32, refinements=0).fit(some)
     plain = refine(LocalVectors(ArrayRows(some)), greedy.codebooks_, 8, tolerance=0.0)
-    further = refine(LocalVectors(ArrayRows(some)), greedy.codebooks_, 8, relaxation=1.8, tolerance=0.0)
+    further = refine(LocalVectors(ArrayRows(some)), greedy.codebooks_, 8, relaxation=RELAXATION, tolerance=0.0)
     assert further.inertia[-1] < plain.inertia[-1]
 
 
