@@ -227,8 +227,9 @@ class CodebookSection(Section):
     """A new fusion model: how much the previous codebook's error may grow as it is turned into the new space; beyond, training
     starts from scratch, and tokens are only renumbered to match."""
     refinements: int = Field(default=15, ge=0)
-    """Epochs in which all layers are refined together; each compares every item with every token. From the previous codebook,
-    with max_churn: null, at most three, or with 0 each layer is clustered anew."""
+    """Epochs in which all layers are refined together; each compares every item with every token; up to three more where the
+    last gains nothing. From the previous codebook, with max_churn: null, at most three, or with 0 each layer is clustered
+    anew."""
     evenness: float = Field(default=0.45, ge=0, le=1)
     """How much crowded tokens are charged in these epochs, the last excepted: more evens the tokens, and may cost some error
     (docs/decisions/refinement.md); 0: not at all."""
