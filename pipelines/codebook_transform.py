@@ -16,7 +16,7 @@ from tokenization.codebook import publish_codebook
 from tokenization.metrics import codebook_metrics
 from tokenization.modalities import vector_matrix
 from tokenization.progress import progress_bar
-from tokenization.vector_source import LocalVectors
+from tokenization.vector_source import vectors_of
 from tokenization.vectors import ArrayRows
 
 
@@ -43,7 +43,7 @@ class TrainCodebook(beam.DoFn):
             # Of tokens that stay empty: the metrics count them, and the gate judges.
             warnings.simplefilter("ignore", ConvergenceWarning)
             published = published_codes(rows["tokens"], len(section.sizes))
-            source = LocalVectors(ArrayRows(vectors), section.backend)
+            source = vectors_of(ArrayRows(vectors), section.backend)
             model, refresh = train_from(section, source, previous, published, bar)
         pairs = read_part(told["pairs"])
         metrics = codebook_metrics(

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "int8", "float32", "torch", "faiss"]
 """``auto``: 8-bit products where the processor has a unit for them, else float32; the others by name. ``torch`` and ``faiss``
-score with that library, in float32 on the CPU; ``torch`` on the GPU where there is one (``tokenization.fused``)."""
+score with that library, in float32 on the CPU; on a GPU where there is one (``torch``: ``tokenization.fused``; ``faiss``: in
+float32, with its GPU build)."""
 BACKENDS: tuple[str, ...] = ("auto", "int8", "float32", "torch", "faiss")
 
 _ROWS = 512
@@ -33,9 +34,9 @@ _WIDE_SCORES = 2**22
 _THREADED_PRODUCTS = 2**26
 """Below so many products threads cost more than they save."""
 _WORTH_INTEGERS = 2**32
-_SAFE = (1e-12, 1e12)
+SAFE_NORMS = (1e-12, 1e12)
 """Norms whose squares and products neither overflow nor lose bits to underflow in float32."""
-_LONGEST = 1e7
+LONGEST_ROW = 1e7
 """A row so many times as long as all centroids: float64 differences may not tell apart what float32 scores do."""
 
 
@@ -52,7 +53,7 @@ class NearestCentroid:
         if backend not in BACKENDS:
             raise ValueError(f"backend {backend!r}: use one of {', '.join(map(repr, BACKENDS))}")
         self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
-        self._first = _first_of_equal_rows(self.centroids)
+        self._first = first_of_equal_rows(self.centroids)
         self._distinct = self.centroids[self._first]
         self._wide = self._distinct.astype(np.float64)
         self._squares = np.einsum("ij,ij->i", self._wide, self._wide)
@@ -88,7 +89,7 @@ class NearestCentroid:
 
     def _finder(self, products: int) -> "Finder | None":
         """What scores that many products; None where float32 cannot hold them."""
-        if not _SAFE[0] < self._largest < _SAFE[1]:
+        if not SAFE_NORMS[0] < self._largest < SAFE_NORMS[1]:
             return None
         kind: str = self._backend
         if kind == "auto":  # small work is not worth PyTorch's import
@@ -105,8 +106,8 @@ class NearestCentroid:
 
         norms = np.empty(len(block))
         norms_of(block, norms)
-        low, high = _SAFE
-        safe = (norms > low) & (norms < min(high, _LONGEST * self._largest))
+        low, high = SAFE_NORMS
+        safe = (norms > low) & (norms < min(high, LONGEST_ROW * self._largest))
         labels[:] = -1
         if find and safe.all():
             self._decide(find, block, norms, labels)
@@ -146,8 +147,12 @@ class NearestCentroid:
         return labels
 
 
-def _first_of_equal_rows(matrix: FloatArray) -> npt.NDArray[np.int64]:
-    """Sorted indices of the first of each set of equal rows."""
+def first_of_equal_rows(matrix: FloatArray) -> npt.NDArray[np.int64]:
+    """Sorted indices (distinct,) of the first of each set of equal rows of (n, dim)."""
     whole = np.ascontiguousarray(matrix + np.float32(0))  # −0 and 0 become the same bytes
+    odd = np.random.default_rng(0).integers(2**63, size=whole.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    hashes = np.einsum("ij,j->i", whole.view(np.uint32), odd)  # equal rows have equal ones
+    if len(np.unique(hashes)) == len(whole):
+        return np.arange(len(whole), dtype=np.int64)
     keys = whole.view(np.dtype((np.void, whole.shape[1] * whole.itemsize)))[:, 0]
     return np.sort(np.unique(keys, return_index=True)[1]).astype(np.int64)

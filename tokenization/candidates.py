@@ -5,7 +5,10 @@ finders lead to the same labels.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +24,7 @@ _SCORES = 2**19
 """Scores of a tile and a block of rows that a core's cache holds."""
 _ROWS = (512, 4096)
 """Fewest and most rows of a block: few centroids leave room for many rows, which share the cost of a call."""
+_ROWS_ON_GPU = 2**16
 _MOST_LISTED = 8
 """Candidates that a library's own top-k is asked for."""
 _UNIT = float(np.finfo(np.float32).eps) / 2
@@ -131,23 +135,37 @@ class TorchFinder:
 
 
 class FaissFinder:
-    """Scores by faiss's flat index."""
+    """Scores by faiss's flat index; on the first GPU where faiss's GPU build finds one."""
 
     def __init__(self, centroids: FloatArray, squares: npt.NDArray[np.float64]) -> None:
         import faiss
 
-        self._index = faiss.IndexFlatL2(centroids.shape[1])
+        self._index: Any = faiss.IndexFlatL2(centroids.shape[1])
         self._index.add(centroids)
         self._largest = float(np.sqrt(squares.max()))
         self.rows = _rows_a_block(len(centroids))
+        self._turn: AbstractContextManager[Any] = nullcontext()
+        if hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus():
+            memory, self._turn = _faiss_card()
+            self._index = faiss.index_cpu_to_gpu(memory, 0, self._index)
+            self.rows = _ROWS_ON_GPU
 
     def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64], memory: Scratch) -> Candidates:  # noqa: ARG002
         """See Finder."""
         # faiss adds |x|² too, which costs more rounding.
         slack = _float32_slack(block.shape[1], norms, self._largest, norms**2)
         most = min(_MOST_LISTED, self._index.ntotal)
-        values, places = self._index.search(block, most)
+        with self._turn:
+            values, places = self._index.search(block, most)
         return _listed(values, places, self._index.ntotal, slack)
+
+
+@lru_cache(maxsize=1)
+def _faiss_card() -> tuple[Any, Lock]:
+    """faiss's working memory on the card, which serves one search at a time, and whose turn it is."""
+    import faiss
+
+    return faiss.StandardGpuResources(), Lock()
 
 
 def _rows_a_block(centroids: int) -> int:

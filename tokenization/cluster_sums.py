@@ -21,6 +21,10 @@ _ROOM_BITS = 59
 """Of int64's 63: scaled coordinates stay below 2³, and one bit is spare."""
 _POINT = 1200
 """Bits after the point of an exact sum of float64: no float64 has more."""
+EXPONENTS = (-1075, 1025)
+"""``frexp``'s of float64 lie between: from the first on, below the second."""
+LOW_BITS = 27
+"""A mantissa is summed in two parts: more than two billion of either fit int64."""
 _THREADED_VALUES = 2**18
 
 
@@ -140,9 +144,13 @@ def exact_sum(values: npt.NDArray[np.float64]) -> int:
     total = 0
     for exponent in np.unique(exponents).tolist():
         chosen = whole[exponents == exponent]
-        high, low = int((chosen >> 27).sum()), int((chosen & (2**27 - 1)).sum())
-        total += ((high << 27) + low) << (exponent - 53 + _POINT)
+        total += added_up(int((chosen >> LOW_BITS).sum()), int((chosen & (2**LOW_BITS - 1)).sum()), exponent)
     return total
+
+
+def added_up(high: int, low: int, exponent: int) -> int:
+    """What the upper and the lower LOW_BITS of 53-bit mantissas of one exponent (``frexp``) add up to, in units of 2^−1200."""
+    return ((high << LOW_BITS) + low) << (exponent - 53 + _POINT)
 
 
 def fraction_bits(n: int) -> int:

@@ -9,6 +9,8 @@ Tensor cores multiply float16 as fast as bfloat16, and it rounds by a quarter as
 and all centroids together, are first divided by a power of two.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -32,44 +34,44 @@ class FusedFinder:
 
     rows = 2**16
 
-    def __init__(self, centroids: FloatArray, squares: npt.NDArray[np.float64], device: str = "cuda") -> None:
+    def __init__(
+        self, centroids: FloatArray | torch.Tensor, squares: npt.NDArray[np.float64] | torch.Tensor, device: str = "cuda"
+    ) -> None:
         # Threads of a pool have a current device of their own.
         self._device = torch.device(device if device != "cuda" else f"cuda:{torch.cuda.current_device()}")
-        self._centroids = torch.from_numpy(centroids).to(self._device)
-        self._wide_squares = torch.from_numpy(squares).to(self._device)
+        self._centroids = torch.as_tensor(centroids).to(self._device)
+        self._wide_squares = torch.as_tensor(squares).to(self._device)
         self._squares = self._wide_squares.float()
         self._scale = _power_above(self._centroids.abs().max())
         self._narrow = (self._centroids / self._scale).half()
-        self._largest = float(np.sqrt(squares.max()))
+        self._largest = float(self._wide_squares.max().sqrt())
         self._coarsest = float(_norms(self._centroids - self._narrow.float() * self._scale).max())
 
     def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64], memory: Scratch) -> Candidates:  # noqa: ARG002
         """See ``candidates.Finder``: one candidate a row, or OVERFULL where none is certain."""
-        labels = self.certain(torch.from_numpy(block).to(self._device), torch.from_numpy(norms).to(self._device))
+        rows = torch.from_numpy(block).to(self._device)
+        labels = self.certain(NarrowedRows.of(rows, torch.from_numpy(norms).to(self._device)))
         kept = labels.cpu().numpy().astype(np.int32)
         counts = np.where(kept < 0, OVERFULL, 1).astype(np.int32)
         zeros = np.zeros(len(kept), np.float32)
         return Candidates(kept[:, None], zeros[:, None], counts, zeros)
 
-    def certain(self, rows: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-        """Labels (n,) int64 of float32 rows (n, dim) on the device whose norms are ``norms`` (n,) float64; −1 if not certain."""
-        labels = self._by_float16(rows, norms)
+    def certain(self, rows: "NarrowedRows") -> torch.Tensor:
+        """Labels (n,) int64 of rows on the device; −1 where not certain."""
+        labels = self._by_float16(rows)
         for search in (self._by_float32, self._by_float64):
             unsure = torch.nonzero(labels < 0)[:, 0]
             if len(unsure):
-                labels[unsure] = search(rows[unsure], norms[unsure])
+                labels[unsure] = search(rows.rows[unsure], rows.norms[unsure])
         return labels
 
-    def _by_float16(self, rows: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    def _by_float16(self, rows: "NarrowedRows") -> torch.Tensor:
         from tokenization.nearest_triton import nearest_two
 
-        scales = _power_above(rows.abs().amax(dim=1))
-        narrow = (rows / scales[:, None]).half()
-        lost = _norms(rows - narrow.float() * scales[:, None])
         longest = self._largest + self._coarsest
-        off = lost * longest + norms * self._coarsest + self._summed(_CUT, norms + lost, longest)
-        found = nearest_two(narrow, self._narrow, self._squares, 2 * scales * self._scale)
-        return self._told(*found, norms, off, 4 * _CUT)
+        off = rows.lost * longest + rows.norms * self._coarsest + self._summed(_CUT, rows.norms + rows.lost, longest)
+        found = nearest_two(rows.narrow, self._narrow, self._squares, 2 * rows.scales * self._scale)
+        return self._told(*found, rows.norms, off, 4 * _CUT)
 
     def _by_float32(self, rows: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         from tokenization.nearest_triton import nearest_two
@@ -113,6 +115,29 @@ class FusedFinder:
     def _summed(self, cut: float, norms: torch.Tensor, largest: float) -> torch.Tensor:
         """What summing may add to the error of a product."""
         return cut * (self._centroids.shape[1] + 8) * norms * largest
+
+
+@dataclass(frozen=True)
+class NarrowedRows:
+    """What the search needs of rows, whatever the centroids: ``rows`` (n, dim) float32, their ``norms`` (n,) float64, ``narrow``
+    (n, dim) float16, which times ``scales`` (n,) float32 is off by vectors of norm ``lost`` (n,) float64."""
+
+    rows: torch.Tensor
+    norms: torch.Tensor
+    narrow: torch.Tensor
+    scales: torch.Tensor
+    lost: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: torch.Tensor, norms: torch.Tensor | None = None) -> "NarrowedRows":
+        """Of contiguous float32 rows; ``norms`` may be known already."""
+        scales = _power_above(rows.abs().amax(dim=1))
+        narrow = (rows / scales[:, None]).half()
+        lost = _norms(rows - narrow.float() * scales[:, None])
+        return cls(rows, _norms(rows) if norms is None else norms, narrow, scales, lost)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 def _power_above(sizes: torch.Tensor) -> torch.Tensor:

@@ -46,9 +46,10 @@ class Clustering:
 class KMeans(ClusterMixin, BaseEstimator):
     """k-means with k-means++ seeding and repair of empty clusters, a pure function of rows and seed (``tokenization.lloyd``).
 
-    Parameters: ``n_clusters``; ``iterations``, at most; ``seed``; ``backend`` of the assignment, which changes no result
-    (``tokenization.assignment``); ``init``, "k-means++" or an array (n_clusters, dim) to start from; ``tolerance``, stop once
-    an iteration lowers the inertia by a smaller share than this; ``n_init``, keep the best of several seedings;
+    Parameters: ``n_clusters``; ``iterations``, at most; ``seed``; ``backend`` of the assignment, which changes no label
+    (``tokenization.assignment``; with ``torch`` training stays on a GPU where there is one, and seeds there:
+    ``tokenization.device_vectors``); ``init``, "k-means++" or an array (n_clusters, dim) to start from; ``tolerance``, stop
+    once an iteration lowers the inertia by a smaller share than this; ``n_init``, keep the best of several seedings;
     ``n_threads`` (None: one a core); ``neighbours``, compare most of the time with the neighbours of a row's last centroid
     only (``tokenization.neighbours``; False: every iteration is a full one); ``verbose``, a progress bar on standard error.
 
@@ -168,7 +169,7 @@ def cluster(
     Raises BadVectors for bad rows and ValueError for a parameter out of range.
     """
     return cluster_source(
-        LocalSource(rows, backend, n_threads),
+        source_of(rows, backend, n_threads),
         n_clusters,
         iterations=iterations,
         seed=seed,
@@ -180,6 +181,16 @@ def cluster(
         layer=layer,
         callback=callback,
     )
+
+
+def source_of(rows: Rows, backend: Backend, n_threads: int | None) -> Source[npt.NDArray[np.int32]]:
+    """Rows where they are summed over: on a GPU where the backend is ``torch`` and there is one that holds them, else here."""
+    if backend == "torch":
+        from tokenization.device_vectors import DeviceSource, device_for
+
+        if device := device_for(rows):
+            return DeviceSource.of(rows, device)
+    return LocalSource(rows, backend, n_threads)
 
 
 def cluster_source(source: Source[npt.NDArray[np.int32]], n_clusters: int, **how: Any) -> Clustering:

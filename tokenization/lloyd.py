@@ -16,7 +16,7 @@ from tokenization.assignment import NearestCentroid
 from tokenization.cluster_sums import ClusterSums
 from tokenization.neighbours import EVERY, neighbours_of
 from tokenization.seeding import seed_centroids
-from tokenization.vectors import BadVectors, Extent, FloatArray, Rows, ScaledRows, blocks, check_finite, scaled
+from tokenization.vectors import BadVectors, Extent, FloatArray, Rows, ScaledRows, blocks, check_finite, device_of, scaled
 
 _REPAIR_ROUNDS = 20
 
@@ -67,19 +67,43 @@ def add_assigned(
     return labels
 
 
+class Sums(Protocol):
+    """What Lloyd's step asks of the sums over all rows; the fields of ``ClusterSums``, wherever they are added up."""
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Rows (k,) of each cluster."""
+        ...
+
+    @property
+    def worst_rows(self) -> npt.NDArray[np.int64]:
+        """The rows farthest from their centroids, at most k, farthest first."""
+        ...
+
+    @property
+    def distance(self) -> float:
+        """The inertia."""
+        ...
+
+    def means(self, centroids: FloatArray) -> FloatArray:
+        """The centroids (k, dim) moved to the means of their rows."""
+        ...
+
+
 class Source(Rows, Protocol[L_co]):
-    """Rows that can be summed over: in this process (``kmeans.LocalSource``) or by the workers of a pipeline."""
+    """Rows that can be summed over: in this process (``kmeans.LocalSource``), on its GPU (``device_vectors.DeviceSource``) or by
+    the workers of a pipeline."""
 
     def extent(self) -> Extent:
         """Of all rows. Raises BadVectors for rows that are not finite."""
         ...
 
-    def step(self, unit: ScaledRows, centroids: FloatArray, neighbours: npt.NDArray[np.int32] | None = None) -> ClusterSums:
+    def step(self, unit: ScaledRows, centroids: FloatArray, neighbours: npt.NDArray[np.int32] | None = None) -> Sums:
         """Of all rows, in the units of ``unit``, as are the centroids; with ``neighbours`` (``neighbours_of``) only those of
         the label that the step before gave a row are looked at."""
         ...
 
-    def assign(self, centroids: FloatArray) -> tuple[ClusterSums, L_co]:
+    def assign(self, centroids: FloatArray) -> tuple[Sums, L_co]:
         """Of all rows in their own units, without coordinates; and the labels, or where they lie."""
         ...
 
@@ -118,7 +142,7 @@ def train(
     best: Trained[Labels] | None = None
     for run in range(n_init if init is None else 1):
         if init is None:
-            start = seed_centroids(unit, n_clusters, np.random.default_rng([seed, run]))
+            start = seed_centroids(unit, n_clusters, np.random.default_rng([seed, run]), device_of(source))
         else:
             start = unit.forward(_checked_init(init, n_clusters, source.dim))
         every = EVERY if neighbours else 1
@@ -160,9 +184,11 @@ def _iterate(
     return centroids, iterations
 
 
-def _move_to_worst(rows: Rows, centroids: FloatArray, sums: ClusterSums) -> int:
+def _move_to_worst(rows: Rows, centroids: FloatArray, sums: Sums) -> int:
     """Put each empty centroid on a different row, the worst represented first; returns how many."""
     empty = np.flatnonzero(sums.counts == 0)
+    if not len(empty):
+        return 0
     worst = sums.worst_rows[: len(empty)]
     if len(worst):
         centroids[empty[: len(worst)]] = rows.take(worst)

@@ -22,7 +22,7 @@ from tokenization.refinement import Refined, refine
 from tokenization.refresh import Refresh, judged, refreshed
 from tokenization.residual import Codes
 from tokenization.residual_start import residual_start
-from tokenization.vector_source import LocalVectors, VectorSource
+from tokenization.vector_source import VectorSource, vectors_of
 from tokenization.vectors import FloatArray, check_finite, scaled
 
 MAX_CODEBOOK_SIZE = 65536
@@ -108,7 +108,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         """
         rows = rows_of(self, X, reset=True)
         with progress_bar(self.iterations, self.n_layers, self.refinements, enabled=self.verbose) as bar:
-            source = LocalVectors(rows, self.backend, self.n_threads)
+            source = vectors_of(rows, self.backend, self.n_threads)
             return self.fit_source(source, unchanged=unchanged, callback=all_of(callback, bar))
 
     def fit_source(

@@ -6,11 +6,16 @@ pass a centroid. With four candidates a place k-means from there ends within 1 %
 iterations); after refinement there is no difference.
 """
 
+from typing import TYPE_CHECKING, Protocol
+
 import numpy as np
 import numpy.typing as npt
 
 from tokenization.threads import one_blas_thread
 from tokenization.vectors import FloatArray, Rows, blocks
+
+if TYPE_CHECKING:
+    import torch
 
 _STEPS = 64
 _CANDIDATES_A_PLACE = 4
@@ -22,8 +27,9 @@ _ROWS_A_BLOCK = 4096
 _NOISE = np.float32(8e-7)
 
 
-def seed_centroids(rows: Rows, n_clusters: int, random: np.random.Generator) -> FloatArray:
-    """Initial centroids (n_clusters, dim), each of them a row.
+def seed_centroids(rows: Rows, n_clusters: int, random: np.random.Generator, device: str | None = None) -> FloatArray:
+    """Initial centroids (n_clusters, dim), each of them a row; distances are computed on ``device`` (None: by NumPy), and round
+    as they do there.
 
     Where fewer rows than ``n_clusters`` are distinct, the distinct ones come first and then repeat.
     """
@@ -32,8 +38,9 @@ def seed_centroids(rows: Rows, n_clusters: int, random: np.random.Generator) -> 
     size = min(rows.n, max(_SAMPLE_PER_CENTROID * n_clusters, _SAMPLE_AT_LEAST))
     chosen = np.sort(random.choice(rows.n, size, replace=False)) if size < rows.n else np.arange(rows.n)
     sample = rows.take(chosen)
+    reach: _Reach = _HostReach(sample) if device is None else _DeviceReach(sample, device)
     with one_blas_thread():  # on a busy machine BLAS threads wait for each other longer than these small products take
-        found = _plus_plus(sample, n_clusters, random)
+        found = sample[_plus_plus(reach, len(sample), n_clusters, random)]
     if len(found) < n_clusters:  # the sample has too few distinct rows; all rows may have more
         distinct = _distinct(rows)
         if len(distinct) > n_clusters:
@@ -42,27 +49,97 @@ def seed_centroids(rows: Rows, n_clusters: int, random: np.random.Generator) -> 
     return found
 
 
-def _plus_plus(sample: FloatArray, n_clusters: int, random: np.random.Generator) -> FloatArray:
-    """Up to ``n_clusters`` rows of the sample; fewer where every row is already a centroid."""
-    group = min(-(-n_clusters // _STEPS), max(1, _MOST_REACHED // (_CANDIDATES_A_PLACE * len(sample))))
+class _Reach(Protocol):
+    """How far the rows of a sample are from the nearest of the centroids so far, wherever that is computed."""
+
+    def weights(self) -> FloatArray:
+        """Squared distance (n,) of each row; equal rows, up to rounding, are at 0."""
+        ...
+
+    def add_best(self, drawn: npt.NDArray[np.int64], want: int) -> npt.NDArray[np.int64]:
+        """Add the ``want`` of the rows ``drawn`` that, each alone, bring the sample nearest to its centroids; returns them."""
+        ...
+
+
+def _plus_plus(reach: _Reach, rows: int, n_clusters: int, random: np.random.Generator) -> list[int]:
+    """Up to ``n_clusters`` of the sample's ``rows``; fewer where every row is already a centroid."""
+    group = min(-(-n_clusters // _STEPS), max(1, _MOST_REACHED // (_CANDIDATES_A_PLACE * rows)))
     candidates = 2 + int(np.log(n_clusters)) if group == 1 else _CANDIDATES_A_PLACE
-    squares = np.einsum("ij,ij->i", sample, sample)
-    noise = _NOISE * squares
-    picked = [int(random.integers(len(sample)))]
-    closest = np.full(len(sample), np.inf, np.float32)
-    closest = _reached(sample, squares, sample[picked], closest)[0]
+    picked = reach.add_best(random.integers(rows, size=1), 1).tolist()
     while len(picked) < n_clusters:
-        closest[closest <= noise] = 0  # equal rows, up to rounding
         want = min(group, n_clusters - len(picked))
-        drawn = _draw(closest, want * candidates, random)
+        drawn = _draw(reach.weights(), want * candidates, random)
         if not len(drawn):
             break
-        reached = _reached(sample, squares, sample[drawn], closest)
+        picked.extend(reach.add_best(drawn, want).tolist())
+    return picked
+
+
+class _HostReach:
+    """By NumPy; ``sample`` (n, dim)."""
+
+    def __init__(self, sample: FloatArray) -> None:
+        self._sample = sample
+        self._squares = np.einsum("ij,ij->i", sample, sample)
+        self._closest = np.full(len(sample), np.inf, np.float32)
+
+    def weights(self) -> FloatArray:
+        self._closest[self._closest <= _NOISE * self._squares] = 0
+        return self._closest
+
+    def add_best(self, drawn: npt.NDArray[np.int64], want: int) -> npt.NDArray[np.int64]:
+        reached = self._reached(self._sample[drawn])
         best = np.argsort(reached.sum(axis=1, dtype=np.float64), kind="stable")[:want]
-        picked.extend(drawn[best].tolist())
-        closest = reached[best].min(axis=0)
-        closest[drawn[best]] = 0
-    return sample[picked]
+        self._closest = reached[best].min(axis=0)
+        self._closest[drawn[best]] = 0
+        return drawn[best]
+
+    def _reached(self, centroids: FloatArray) -> FloatArray:
+        """Squared distance (centroids, n) of each row to its closest centroid, were one of ``centroids`` added."""
+        norms = np.einsum("ij,ij->i", centroids, centroids)[:, None]
+        reached = np.empty((len(centroids), len(self._sample)), np.float32)
+        for start in range(0, len(self._sample), _ROWS_A_BLOCK):
+            rows = slice(start, start + _ROWS_A_BLOCK)
+            distances = centroids @ self._sample[rows].T
+            distances *= np.float32(-2)
+            distances += self._squares[rows]
+            distances += norms
+            np.minimum(distances, self._closest[rows], out=reached[:, rows])
+        return reached
+
+
+class _DeviceReach:
+    """By PyTorch on ``device``; ``sample`` (n, dim)."""
+
+    def __init__(self, sample: FloatArray, device: str) -> None:
+        import torch
+
+        self._sample = torch.from_numpy(sample).to(device)
+        self._squares = (self._sample * self._sample).sum(1)
+        self._closest = torch.full_like(self._squares, torch.inf)
+
+    def weights(self) -> FloatArray:
+        self._closest[self._closest <= float(_NOISE) * self._squares] = 0
+        weights: FloatArray = self._closest.cpu().numpy()
+        return weights
+
+    def add_best(self, drawn: npt.NDArray[np.int64], want: int) -> npt.NDArray[np.int64]:
+        import torch
+
+        places = torch.from_numpy(drawn).to(self._sample.device)
+        reached = self._reached(self._sample[places])
+        best = torch.argsort(reached.sum(1, dtype=torch.float64), stable=True)[:want]
+        self._closest = reached[best].amin(0)
+        self._closest[places[best]] = 0
+        chosen: npt.NDArray[np.int64] = drawn[best.cpu().numpy()]
+        return chosen
+
+    def _reached(self, centroids: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        distances = torch.addmm(self._squares, centroids, self._sample.T, alpha=-2)
+        distances += (centroids * centroids).sum(1)[:, None]
+        return torch.minimum(distances, self._closest, out=distances)
 
 
 def _draw(weights: FloatArray, count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -73,20 +150,6 @@ def _draw(weights: FloatArray, count: int, random: np.random.Generator) -> npt.N
     drawn = np.searchsorted(cumulative, random.random(count) * cumulative[-1], side="right")
     distinct = np.unique(np.minimum(drawn, len(weights) - 1))
     return distinct[weights[distinct] > 0]
-
-
-def _reached(sample: FloatArray, squares: FloatArray, centroids: FloatArray, closest: FloatArray) -> FloatArray:
-    """Squared distance (centroids, sample) of each row to its closest centroid, were one of ``centroids`` added."""
-    norms = np.einsum("ij,ij->i", centroids, centroids)[:, None]
-    reached = np.empty((len(centroids), len(sample)), np.float32)
-    for start in range(0, len(sample), _ROWS_A_BLOCK):
-        rows = slice(start, start + _ROWS_A_BLOCK)
-        distances = centroids @ sample[rows].T
-        distances *= np.float32(-2)
-        distances += squares[rows]
-        distances += norms
-        np.minimum(distances, closest[rows], out=reached[:, rows])
-    return reached
 
 
 def _distinct(rows: Rows) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Vectors that RQ-KMeans trains on, wherever they lie: in this process, or with the workers of a pipeline.
+"""Vectors that RQ-KMeans trains on, wherever they lie: in this process, on its GPU, or with the workers of a pipeline.
 
 Training asks for little: the extent of the vectors, rows by number, Lloyd's sums over what the first layers left, and, to
 refine all layers together, the sums of the vectors by token. Everything is summed exactly (``tokenization.lloyd``), so the
@@ -89,6 +89,16 @@ class VectorSource(Rows, Protocol):
         distances alone.
         """
         ...
+
+
+def vectors_of(rows: Rows, backend: Backend = "auto", n_threads: int | None = None) -> VectorSource:
+    """Vectors where they are summed over: on a GPU where the backend is ``torch`` and there is one that holds them, else here."""
+    if backend == "torch":
+        from tokenization.device_vectors import DeviceVectors, device_for
+
+        if device := device_for(rows):
+            return DeviceVectors.of(rows, device)
+    return LocalVectors(rows, backend, n_threads)
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,12 @@ class ScaledRows(RowsOver):
         return restored
 
 
+def device_of(rows: Rows) -> str | None:
+    """The device that rows lie on (``device_vectors.DeviceRows``); None for the host."""
+    device: str | None = getattr(rows, "device", None)
+    return device
+
+
 def to_float32(matrix: npt.NDArray[Any]) -> FloatArray:
     """A C-contiguous float32 copy, or the array itself; values beyond float32 become infinite."""
     with np.errstate(over="ignore"):

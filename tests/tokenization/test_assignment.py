@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenization.vector_cases import KINDS, matrices, matrix, nearly_equal_lengths, square, squared_distances
-from tokenization import arithmetic
+from tokenization import arithmetic, candidates
 from tokenization.assignment import BACKENDS, NearestCentroid
 from tokenization.candidates import FaissFinder, Float32Finder, Int8Finder, TorchFinder, quantised
 from tokenization.nearest_kernels import OVERFULL
@@ -170,3 +170,36 @@ def test_an_unknown_backend_is_refused():
 def test_a_processor_without_a_unit_for_integers_takes_float32(monkeypatch):
     monkeypatch.setattr(arithmetic, "integer_unit", lambda: None)
     assert arithmetic.fastest.__wrapped__() == "float32"
+
+
+def test_faiss_searches_on_the_card_where_its_gpu_build_finds_one(monkeypatch):
+    """With a stand-in for that build, whose card is the processor: one search at a time, on the card's index, the same labels."""
+    import faiss
+
+    searches, inside = [], []
+
+    class OnCard:
+        def __init__(self, index):
+            self.index, self.ntotal = index, index.ntotal
+
+        def search(self, block, most):
+            inside.append(len(block))
+            assert len(inside) == 1
+            found = self.index.search(block, most)
+            searches.append(inside.pop())
+            return found
+
+    made = []
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: made.append("memory") or "memory", raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", lambda *told: OnCard(told[2]), raising=False)
+    candidates._faiss_card.cache_clear()
+    vectors, centroids = matrix("normal", 9000, 64, 1), matrix("normal", 300, 64, 2)
+    try:
+        for _ in range(2):
+            found = NearestCentroid(centroids, "faiss", 3)(vectors)
+    finally:
+        candidates._faiss_card.cache_clear()
+    assert (found == NearestCentroid(centroids, "float32")(vectors)).all()
+    assert sum(searches) == 2 * 9000
+    assert made == ["memory"], "taken once"

@@ -40,9 +40,9 @@ def watched(monkeypatch):
     asked = {}
     for name in ("_by_float16", "_by_float32", "_by_float64"):
 
-        def passed(self, rows, norms, name=name, whole=getattr(FusedFinder, name)):
+        def passed(self, rows, *norms, name=name, whole=getattr(FusedFinder, name)):
             asked[name] = len(rows)
-            return whole(self, rows, norms)
+            return whole(self, rows, *norms)
 
         monkeypatch.setattr(FusedFinder, name, passed)
     return asked
