@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.harness import finish, options, progress
 from benchmarks.rq_kmeans_data import Dataset, clustered, industrial, published, repeated_share, simulated
-from benchmarks.rq_kmeans_gpu import absent_peers
+from benchmarks.rq_kmeans_gpu import gpu_figures
 from benchmarks.rq_kmeans_kernels import choose_kernel
 from benchmarks.rq_kmeans_quality import REFINED_TOP_BEAM, TOP_BEAM, TRAININGS, Contest, figures_of, score_published, show
 from benchmarks.rq_kmeans_refresh import churn
@@ -30,13 +30,14 @@ LAYERS = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of everything. ``race`` and ``clusters`` are (rows, dim, codes a layer); ``codes`` is of the items' data sets."""
+    """Sizes of everything. ``race``, ``clusters`` and ``gpu`` are (rows, dim, codes a layer); ``codes`` is of the items' data."""
 
     codes: int
     items: int
     clusters: tuple[int, int, int]
     race: tuple[int, int, int]
     growth: Growth
+    gpu: tuple[int, int, int]
     iterations: int = 25
     epochs: int = 200
     large_epochs: int = 40
@@ -47,13 +48,14 @@ class Plan:
     large_trainings: tuple[tuple[str, ...], ...] = (TOP_BEAM, REFINED_TOP_BEAM)
 
 
-FULL = Plan(256, 12_000, (1_000_000, 128, 256), (100_000, 128, 2048), Growth(25_000, 64, 256))
+FULL = Plan(256, 12_000, (1_000_000, 128, 256), (100_000, 128, 2048), Growth(25_000, 64, 256), (2_000_000, 512, 8192))
 QUICK = Plan(
     64,
     1000,
     (15_000, 64, 64),
     (20_000, 64, 256),
     Growth(5_000, 32, 64, (1, 2, 4), 3),
+    (200_000, 128, 1024),
     epochs=15,
     large_epochs=10,
     descriptions=False,
@@ -90,7 +92,7 @@ def measure(plan: Plan, seed: int, folder: Path) -> dict[str, Any]:
         | churn(items, plan.iterations, seed)
         | {
             "kernels": {"faiss": kernels, "ours": next(iter(tables.values()))["ours"]["path"]},
-            "gpu": absent_peers(),
+            "gpu": gpu_figures(plan.gpu, folder, work, seed, plan.rounds),
             "repeated_vectors": {dataset.name: repeated_share(dataset) for dataset in (*datasets, large)},
             "tables": tables,
             "published": others,

@@ -27,9 +27,20 @@ def fit(vectors: Floats, job: Job) -> Answer:
     ``trace`` holds (seconds since the start, layer, iteration, sum of squared errors) of every iteration whose codes are those of
     encoding: the error is that of the centroids which the iteration began with, so each time is a little late, never early.
     """
-    trace: list[tuple[float, int, int, float]] = []
     model = estimator(job)
     KMeans(16, iterations=2, n_threads=job.threads).fit(vectors[:_WARM_UP_ROWS])  # compiled kernels load, as imports do
+    seconds, trace = traced(model, vectors)
+    arrays: dict[str, npt.NDArray[Any]] = {"codes": model.encode(vectors)}
+    if "beam" in job.options:
+        arrays["codes_beam"] = model.encode_beam(vectors, job.options["beam"])
+    return Answer(
+        {"seconds": seconds, "trace": trace, "path": arithmetic.described()}, with_codebooks(model.codebooks_, **arrays)
+    )
+
+
+def traced(model: RQKMeans, vectors: Floats) -> tuple[float, list[tuple[float, int, int, float]]]:
+    """Fit; its seconds and its trace."""
+    trace: list[tuple[float, int, int, float]] = []
     started = time.perf_counter()
 
     def hear(step: Iteration) -> None:
@@ -37,13 +48,7 @@ def fit(vectors: Floats, job: Job) -> Answer:
             trace.append((time.perf_counter() - started, step.layer, step.iteration, step.inertia))
 
     model.fit(vectors, callback=hear)
-    seconds = time.perf_counter() - started
-    arrays: dict[str, npt.NDArray[Any]] = {"codes": model.encode(vectors)}
-    if "beam" in job.options:
-        arrays["codes_beam"] = model.encode_beam(vectors, job.options["beam"])
-    return Answer(
-        {"seconds": seconds, "trace": trace, "path": arithmetic.described()}, with_codebooks(model.codebooks_, **arrays)
-    )
+    return time.perf_counter() - started, trace
 
 
 def encode(vectors: Floats, job: Job) -> Answer:

@@ -6,7 +6,7 @@ come down to the peer's error.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,7 +38,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Race:
-    """Contestants on one data set; ``faiss`` is the environment of faiss's children."""
+    """Contestants on one data set: our task, and theirs by name; ``faiss`` is the environment of faiss's children."""
 
     folder: Path
     dataset: Dataset
@@ -46,10 +46,12 @@ class Race:
     iterations: int = 25
     seed: int = 0
     rounds: int = 3
+    ours: str = "ours"
+    peers: Mapping[str, str] = field(default_factory=lambda: FIT_PEERS)
 
     def fit(self) -> dict[str, Any]:
         """fit_time_ratio, and the seconds and errors behind it."""
-        tasks = ("ours", *FIT_PEERS.values())
+        tasks = (self.ours, *self.peers.values())
         answers: dict[str, list[Answer]] = {task: [] for task in tasks}
         for number in range(self.rounds):
             for task in tasks:
@@ -60,8 +62,8 @@ class Race:
         seconds = {task: median(found.numbers["seconds"] for found in runs) for task, runs in answers.items()}
         layers = len(self.dataset.sizes)
         ratios, until = {}, {}
-        for name, task in FIT_PEERS.items():
-            reached = [seconds_until(found.numbers["trace"], layers, errors[task]) for found in answers["ours"]]
+        for name, task in self.peers.items():
+            reached = [seconds_until(found.numbers["trace"], layers, errors[task]) for found in answers[self.ours]]
             times = [time for time in reached if time is not None]
             until[name] = median(times) if len(times) == len(reached) else None
             ratios[name] = None if until[name] is None else until[name] / seconds[task]

@@ -33,6 +33,12 @@ TASKS = {
     "sklearn_minibatch": "benchmarks.rq_kmeans_peers:sklearn_minibatch",
     "rq_vae": "benchmarks.rq_kmeans_vae:fit",
     "kernel": "benchmarks.rq_kmeans_kernels:probe",
+    "ours_gpu": "benchmarks.rq_kmeans_gpu:ours",
+    "gpu_assignment": "benchmarks.rq_kmeans_gpu:assignment",
+    "flash_kmeans": "benchmarks.rq_kmeans_gpu:flash_kmeans",
+    "flash_kmeans_half": "benchmarks.rq_kmeans_gpu:flash_kmeans_half",
+    "fastkmeans": "benchmarks.rq_kmeans_gpu:fastkmeans",
+    "faiss_gpu": "benchmarks.rq_kmeans_gpu:faiss_gpu",
 }
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 

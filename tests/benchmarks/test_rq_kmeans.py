@@ -31,6 +31,7 @@ TINY = Plan(
     large_epochs=2,
     rounds=1,
     descriptions=False,
+    gpu=(300, 16, 8),
 )
 
 
