@@ -13,6 +13,7 @@ time, encode time and error of ours come from one configuration: the defaults.
 import argparse
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def main(plan: Plan | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="rq-kmeans-") as name:
         figures = measure(plan or (QUICK if chosen.quick else FULL), chosen.seed, Path(name))
     progress(f"fit_time_ratio {figures['fit_time_ratio']}, encode_time_ratio {figures['encode_time_ratio']}")
-    packages = ["numpy", "scipy", "scikit-learn", "torch", "faiss-cpu", "sentence-transformers"]
+    packages = ["numpy", "scipy", "scikit-learn", "torch", *packages_distributions()["faiss"], "sentence-transformers"]
     finish("rq_kmeans", figures, packages, keep=chosen.keep)
 
 

@@ -22,19 +22,23 @@ FAISS_MEMORY = 2**30
 """Bytes that faiss's beam search may take for distances."""
 
 
-def layered(vectors: Floats, job: Job, train: Callable[[Floats, int, int], Callable[[], Fitted]]) -> Answer:
-    """Layer by layer on residuals. ``train`` (rows, size, seed) fits and returns what gives centroids and labels."""
+def layered(
+    vectors: Floats, job: Job, train: Callable[[Floats, int, int], Callable[[], Fitted]], count_residuals: bool = True
+) -> Answer:
+    """Layer by layer on residuals. ``train`` (rows, size, seed) fits and returns what gives centroids and labels. The seconds are
+    of fitting, and between layers of assigning and, unless told otherwise, of subtracting."""
     residual = vectors.copy()
     codebooks, codes, seconds = [], np.empty((len(vectors), len(job.sizes)), np.uint16), 0.0
     for layer, size in enumerate(job.sizes):
-        started = time.perf_counter()
+        clock = [time.perf_counter()]
         assigned = train(residual, size, job.seed + layer)
-        if layer + 1 == len(job.sizes):
-            seconds += time.perf_counter() - started
+        clock.append(time.perf_counter())
         centroids, labels = assigned()
+        clock.append(time.perf_counter())
         residual -= centroids[labels]
-        if layer + 1 < len(job.sizes):
-            seconds += time.perf_counter() - started
+        clock.append(time.perf_counter())
+        last = layer + 1 == len(job.sizes)
+        seconds += clock[1 if last else 3 if count_residuals else 2] - clock[0]
         codes[:, layer] = labels
         codebooks.append(np.ascontiguousarray(centroids, np.float32))
     return Answer({"seconds": seconds}, with_codebooks(codebooks, codes=codes))

@@ -1,8 +1,8 @@
 """Fit time until the peer's final error, encode time with identical codes, and how cost grows.
 
-All times are of children with two threads, on the same vectors; rounds of all contestants take turns, so that a neighbour's
-load falls on each. Ours is the configuration whose errors ``rq_kmeans_quality`` reports. A ratio is None where ours did not
-come down to the peer's error.
+All times are of children with equally many threads, two unless told, on the same vectors; rounds of all contestants take turns,
+so that a neighbour's load falls on each. Ours is the configuration whose errors ``rq_kmeans_quality`` reports. A ratio is None
+where ours did not come down to the peer's error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from benchmarks.harness import growth_exponent, progress
 from benchmarks.rq_kmeans_data import Dataset, clustered
-from benchmarks.rq_kmeans_worker import Answer, Job, ask
+from benchmarks.rq_kmeans_worker import THREADS, Answer, ChildFailed, Job, ask
 from tokenization.vectors import ArrayRows, blocks
 
 FIT_PEERS = {"faiss": "faiss_kmeans", "superkmeans": "superkmeans", "sklearn": "sklearn_kmeans"}
@@ -38,7 +38,8 @@ class Growth:
 
 @dataclass(frozen=True)
 class Race:
-    """Contestants on one data set: our task, and theirs by name; ``faiss`` is the environment of faiss's children."""
+    """Contestants on one data set: our task, and theirs by name; ``faiss`` is the environment of faiss's children. With
+    ``may_fail`` a peer whose child fails is left out, and named with what it said."""
 
     folder: Path
     dataset: Dataset
@@ -48,21 +49,20 @@ class Race:
     rounds: int = 3
     ours: str = "ours"
     peers: Mapping[str, str] = field(default_factory=lambda: FIT_PEERS)
+    threads: int = THREADS
+    may_fail: bool = False
 
     def fit(self) -> dict[str, Any]:
         """fit_time_ratio, and the seconds and errors behind it."""
-        tasks = (self.ours, *self.peers.values())
-        answers: dict[str, list[Answer]] = {task: [] for task in tasks}
-        for number in range(self.rounds):
-            for task in tasks:
-                answers[task].append(self._ask(task))
-                progress(f"fit, round {number + 1}: {task} {answers[task][-1].numbers['seconds']:.2f} s")
+        answers, failed = self._rounds((self.ours, *self.peers.values()))
         vectors = np.load(self.dataset.vectors, mmap_mode="r")
         errors = {task: squared_error(vectors, found[0]) for task, found in answers.items()}
         seconds = {task: median(found.numbers["seconds"] for found in runs) for task, runs in answers.items()}
         layers = len(self.dataset.sizes)
         ratios, until = {}, {}
         for name, task in self.peers.items():
+            if task in failed:
+                continue
             reached = [seconds_until(found.numbers["trace"], layers, errors[task]) for found in answers[self.ours]]
             times = [time for time in reached if time is not None]
             until[name] = median(times) if len(times) == len(reached) else None
@@ -78,8 +78,26 @@ class Race:
                 "seconds": seconds,
                 "seconds_until_peers_error": until,
                 "error": {task: error / whole for task, error in errors.items()},
+                **({"failed": failed} if self.may_fail else {}),
             },
         }
+
+    def _rounds(self, tasks: Sequence[str]) -> tuple[dict[str, list[Answer]], dict[str, str]]:
+        """Answers of each task, round by round; and of tasks that failed, if they may, what they said."""
+        answers: dict[str, list[Answer]] = {task: [] for task in tasks}
+        failed: dict[str, str] = {}
+        for number in range(self.rounds):
+            for task in (task for task in tasks if task not in failed):
+                try:
+                    answers[task].append(self._ask(task))
+                except ChildFailed as error:
+                    if not self.may_fail or task == self.ours:
+                        raise
+                    failed[task] = str(error)
+                    progress(f"left out: {error}")
+                    continue
+                progress(f"fit, round {number + 1}: {task} {answers[task][-1].numbers['seconds']:.2f} s")
+        return {task: found for task, found in answers.items() if task not in failed}, failed
 
     def encode(self) -> dict[str, Any]:
         """encode_time_ratio with our codebooks, and how many codes differ."""
@@ -100,7 +118,7 @@ class Race:
         }
 
     def _ask(self, task: str, **told: Any) -> Answer:
-        job = Job(task, str(self.dataset.vectors), self.dataset.sizes, self.iterations, self.seed, options=told)
+        job = Job(task, str(self.dataset.vectors), self.dataset.sizes, self.iterations, self.seed, self.threads, told)
         return ask(job, self.folder, self.faiss if task in _BY_FAISS else None)
 
 

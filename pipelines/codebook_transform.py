@@ -43,7 +43,7 @@ class TrainCodebook(beam.DoFn):
             # Of tokens that stay empty: the metrics count them, and the gate judges.
             warnings.simplefilter("ignore", ConvergenceWarning)
             published = published_codes(rows["tokens"], len(section.sizes))
-            source = vectors_of(ArrayRows(vectors), section.backend)
+            source = vectors_of(ArrayRows(vectors), max(section.sizes), section.backend)
             model, refresh = train_from(section, source, previous, published, bar)
         pairs = read_part(told["pairs"])
         metrics = codebook_metrics(

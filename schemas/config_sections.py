@@ -211,8 +211,8 @@ class CodebookSection(Section):
     iterations: Positive = 10
     """Lloyd iterations a layer, at most, before refinement."""
     backend: Literal["auto", "int8", "float32", "torch", "faiss"] = "auto"
-    """Arithmetic of the assignment, on which no code depends: auto takes 8-bit products where the processor is fast at them;
-    torch trains on a GPU that holds the vectors."""
+    """Arithmetic of the assignment, on which no code from a given codebook depends: auto takes 8-bit products where the processor
+    is fast at them; torch trains on a GPU that holds the vectors."""
     seed: int = 0
     """Of seeding and sampling."""
     training: Literal["sample", "exact"] = "sample"

@@ -24,7 +24,6 @@ _SCORES = 2**19
 """Scores of a tile and a block of rows that a core's cache holds."""
 _ROWS = (512, 4096)
 """Fewest and most rows of a block: few centroids leave room for many rows, which share the cost of a call."""
-_ROWS_ON_GPU = 2**16
 _MOST_LISTED = 8
 """Candidates that a library's own top-k is asked for."""
 _UNIT = float(np.finfo(np.float32).eps) / 2
@@ -147,8 +146,8 @@ class FaissFinder:
         self._turn: AbstractContextManager[Any] = nullcontext()
         if hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus():
             memory, self._turn = _faiss_card()
-            self._index = faiss.index_cpu_to_gpu(memory, 0, self._index)
-            self.rows = _ROWS_ON_GPU
+            with self._turn:
+                self._index = faiss.index_cpu_to_gpu(memory, 0, self._index)
 
     def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64], memory: Scratch) -> Candidates:  # noqa: ARG002
         """See Finder."""

@@ -117,7 +117,7 @@ class ClusterSums:
     @property
     def distance(self) -> float:
         """The inertia as the nearest float."""
-        return self.inertia / (1 << _POINT)
+        return as_float(self.inertia)
 
     def _keep_worst(self, rows: npt.NDArray[np.int64], distances: npt.NDArray[np.float64]) -> None:
         most = self.most
@@ -151,6 +151,11 @@ def exact_sum(values: npt.NDArray[np.float64]) -> int:
 def added_up(high: int, low: int, exponent: int) -> int:
     """What the upper and the lower LOW_BITS of 53-bit mantissas of one exponent (``frexp``) add up to, in units of 2^−1200."""
     return ((high << LOW_BITS) + low) << (exponent - 53 + _POINT)
+
+
+def as_float(inertia: int) -> float:
+    """An exact sum in units of 2^−1200 as the nearest float."""
+    return inertia / (1 << _POINT)
 
 
 def fraction_bits(n: int) -> int:

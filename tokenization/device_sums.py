@@ -4,11 +4,13 @@ Integers add to the same in any order, so atomic additions are as good as any; d
 ``compiled.squared_distance``. Only the host's numbers leave the device: counts, the inertia, and the means.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from tokenization.cluster_sums import EXPONENTS, LOW_BITS, ClusterSums, added_up, fraction_bits
+from tokenization.cluster_sums import EXPONENTS, LOW_BITS, ClusterSums, added_up, as_float, fraction_bits
 from tokenization.vectors import FloatArray
 
 _LANES = 8
@@ -33,7 +35,8 @@ class DeviceSums:
         whole, place = (mantissas * 2.0**53).long(), exponents.long() - EXPONENTS[0]
         self._parts[0].index_add_(0, place, whole >> LOW_BITS)
         self._parts[1].index_add_(0, place, whole & (2**LOW_BITS - 1))
-        self._distances.append(distances)
+        if self._most:
+            self._distances.append(distances)
 
     def add_coordinates(self, rows: torch.Tensor, labels: torch.Tensor) -> None:
         """Add the coordinates of float32 rows (n, dim), which are below 8."""
@@ -68,20 +71,43 @@ class DeviceSums:
     @property
     def distance(self) -> float:
         """The inertia as the nearest float."""
-        return self.on_host(worst=False).distance
+        return as_float(self.inertia)
 
-    def on_host(self, worst: bool = True) -> ClusterSums:
-        """The same as the host adds up, with the worst rows or without."""
-        rows, distances = self._worst() if worst else (np.zeros(0, np.int64), np.zeros(0))
-        most = self._most if worst else 0
+    def on_host(self) -> ClusterSums:
+        """The same as the host adds up."""
         sums: npt.NDArray[np.int64] = self._sums.cpu().numpy()
-        return ClusterSums(sums, self.counts, self._bits, most, self.inertia, rows, distances)
+        return ClusterSums(sums, self.counts, self._bits, self._most, self.inertia, *self._worst())
 
     def _worst(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        if not self._most:
+            return np.zeros(0, np.int64), np.zeros(0)
         distances = torch.cat(self._distances)
         order = torch.argsort(distances, descending=True, stable=True)[: self._most]
         order = order[distances[order] > 0]
         return order.cpu().numpy(), distances[order].cpu().numpy()
+
+
+def token_sums(
+    codes: torch.Tensor, layer: int, wide: Sequence[npt.NDArray[np.float64]], rows_at_once: int = 2**17
+) -> npt.NDArray[np.float64]:
+    """Sums (size, dim) float64, by their token of a layer, of the centroids ``wide`` that rows have on the other layers.
+
+    ``codes`` (n, layers) int64 are on the device. Added up as whole multiples of a power of two, so to the same in any order: of
+    two million rows each loses 2⁻³⁸ of the largest centroids at most.
+    """
+    others = [other for other in range(len(wide)) if other != layer]
+    largest = sum(float(np.abs(wide[other]).max()) for other in others)
+    exponent = fraction_bits(len(codes)) - int(np.frexp(largest)[1])
+    size, dim = wide[layer].shape
+    sums = torch.zeros((size, dim), dtype=torch.int64, device=codes.device)
+    scaled = [torch.from_numpy(np.ldexp(wide[other], exponent)).to(codes.device) for other in others]
+    for part in codes.split(rows_at_once):
+        added = torch.zeros((len(part), dim), dtype=torch.float64, device=codes.device)
+        for other, centroids in zip(others, scaled, strict=True):
+            added += centroids[part[:, other]]
+        sums.index_add_(0, part[:, layer], added.round_().long())
+    found: npt.NDArray[np.float64] = np.ldexp(sums.cpu().numpy().astype(np.float64), -exponent)
+    return found
 
 
 def squared_distances(rows: torch.Tensor, centroids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,15 @@
 """Vectors that stay on a GPU while k-means and RQ-KMeans train on them (``lloyd.Source``, ``vector_source.VectorSource``).
 
-They are read once. Each iteration takes centroids there and brings means and counts back; the search is ``tokenization.fused``'s,
-sums are ``tokenization.device_sums``'s. Labels, sums and inertia are those of the host's sources, bit for bit. Two things are a
-device's own: seeding rounds otherwise (``seeding.seed_centroids``), and every iteration compares with all centroids, since
-matrix products are cheap here and neighbours (``tokenization.neighbours``) are not.
+They are read once. Each iteration takes centroids there and brings means and counts back, each epoch of refinement codes and
+sums by token too; the search is ``tokenization.fused``'s, sums are ``tokenization.device_sums``'s. Labels, sums and inertia are
+those of the host's sources, bit for bit. Three things are a device's own: seeding rounds otherwise (``seeding.seed_centroids``),
+so does what refinement moves centroids by (``device_sums.token_sums``), and every iteration compares with all centroids
+(``lloyd.train``).
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,23 +19,45 @@ from tokenization.assignment import LONGEST_ROW, SAFE_NORMS, NearestCentroid, fi
 from tokenization.device_sums import DeviceSums
 from tokenization.fused import FusedFinder, NarrowedRows
 from tokenization.residual import Codes
-from tokenization.vector_source import Charges, CodedSums, charged
+from tokenization.vector_source import Charges, CodedSums, charged, worst_kept
 from tokenization.vectors import ArrayRows, Extent, FloatArray, Rows, ScaledRows, blocks
 
 _CHUNK_VALUES = 2**26
 """Values of the rows that are worked on at once: 256 MiB, and up to seven times that for what is computed of them."""
+_FEWEST_COLUMNS = 32
+"""What is computed of a row takes as much as so many of its values do, at least."""
 _BYTES_A_VALUE = 14
 """Of vectors, one layer's residuals, these scaled, and these in float16."""
+_BYTES_A_ROW = 64
+_BYTES_A_CENTROID_VALUE = 512
+"""Of 16 sampled rows a centroid for seeding, in float64 and float32, and of centroids and their sums."""
 _WORK_BYTES = 8 * 4 * _CHUNK_VALUES
 _SHARE = 0.9
 
 
-def device_for(rows: Rows) -> str | None:
-    """The GPU that rows can stay on, if its free memory holds them and the work; None without one."""
+def device_for(rows: Rows, clusters: int) -> str | None:
+    """The GPU that rows can stay on while so many clusters are trained; None without one.
+
+    A GPU whose memory is too small is warned of, since training elsewhere seeds otherwise.
+    """
     if not torch.cuda.is_available():
         return None
     free, _ = torch.cuda.mem_get_info()
-    return "cuda" if rows.n * rows.dim * _BYTES_A_VALUE + _WORK_BYTES < _SHARE * free else None
+    free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # PyTorch keeps what it has freed
+    needed = rows.n * (rows.dim * _BYTES_A_VALUE + _BYTES_A_ROW) + clusters * rows.dim * _BYTES_A_CENTROID_VALUE + _WORK_BYTES
+    if needed < _SHARE * free:
+        return "cuda"
+    warnings.warn(
+        f"backend torch: {rows.n} vectors of {rows.dim} need {needed / _SHARE / 2**30:.1f} GiB of the GPU's memory and "
+        f"{free / 2**30:.1f} are free; training stays on the processor, with seeds of its own",
+        stacklevel=2,
+    )
+    return None
+
+
+def _on(device: str | torch.device, array: npt.NDArray[Any]) -> torch.Tensor:
+    """An array of the host there; it may be one that cannot be written, as those of memory maps."""
+    return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(device)
 
 
 class DeviceRows:
@@ -47,7 +71,7 @@ class DeviceRows:
         """Rows read block by block."""
         values = torch.empty((rows.n, rows.dim), dtype=torch.float32, device=device)
         for start, stop, block in blocks(rows):
-            values[start:stop] = torch.from_numpy(np.require(block, requirements="W"))
+            values[start:stop] = _on(device, block)
         return cls(values)
 
     @property
@@ -67,7 +91,7 @@ class DeviceRows:
 
     def take(self, indices: npt.NDArray[np.int64]) -> FloatArray:
         """The rows at ``indices``, on the host."""
-        found: FloatArray = self.values[torch.from_numpy(indices).to(self.values.device)].cpu().numpy()
+        found: FloatArray = self.values[_on(self.device, indices)].cpu().numpy()
         return found
 
     @property
@@ -77,7 +101,7 @@ class DeviceRows:
 
     def chunks(self) -> Iterator[slice]:
         """Parts of the rows that are worked on at once."""
-        step = max(1, _CHUNK_VALUES // self.dim)
+        step = max(1, _CHUNK_VALUES // max(self.dim, _FEWEST_COLUMNS))
         for start in range(0, self.n, step):
             yield slice(start, min(start + step, self.n))
 
@@ -91,7 +115,7 @@ class DeviceRows:
     def scaled_by(self, unit: ScaledRows, part: slice) -> torch.Tensor:
         """Rows in the units of ``unit``, as its ``forward`` gives them."""
         values = self.values[part]
-        shift = torch.from_numpy(unit.shift).to(values.device)
+        shift = _on(self.device, unit.shift)
         if 2.0**-126 <= unit.scale <= 2.0**127:
             return values * unit.scale - shift
         return (values.double() * unit.scale).float() - shift
@@ -103,8 +127,7 @@ class DeviceNearest:
     def __init__(self, centroids: FloatArray, device: str | torch.device) -> None:
         self._host_centroids = centroids
         first = first_of_equal_rows(centroids)
-        self.centroids = torch.from_numpy(np.ascontiguousarray(centroids)).to(device)
-        self._first = torch.from_numpy(first).to(device)
+        self.centroids, self._first = _on(device, centroids), _on(device, first)
         distinct = self.centroids if len(first) == len(centroids) else self.centroids[self._first]
         squares = distinct.double().square().sum(1)
         self._largest = float(squares.max().sqrt())
@@ -120,12 +143,18 @@ class DeviceNearest:
             low, high = SAFE_NORMS
             safe = (rows.norms > low) & (rows.norms < min(high, LONGEST_ROW * self._largest))
             labels = torch.where(safe, self._finder.certain(rows), -1)
-        unsure = torch.nonzero(labels < 0)[:, 0]
+        unsure, zero = labels < 0, rows.norms == 0
         labels = self._first[labels]
-        if len(unsure):
-            self._host = self._host or NearestCentroid(self._host_centroids, "float32")
-            labels[unsure] = torch.from_numpy(self._host(rows.rows[unsure].cpu().numpy())).to(labels.device)
+        if bool((unsure & zero).any()):  # of vectors that are missing, say, there may be many
+            labels[unsure & zero] = self._on_host(torch.zeros_like(rows.rows[:1]))
+            unsure &= ~zero
+        if bool(unsure.any()):
+            labels[unsure] = self._on_host(rows.rows[unsure])
         return labels
+
+    def _on_host(self, rows: torch.Tensor) -> torch.Tensor:
+        self._host = self._host or NearestCentroid(self._host_centroids, "float32")
+        return torch.from_numpy(self._host(rows.cpu().numpy())).to(rows.device)
 
 
 class DeviceSource(DeviceRows):
@@ -133,15 +162,18 @@ class DeviceSource(DeviceRows):
 
     def __init__(self, values: torch.Tensor) -> None:
         super().__init__(values)
-        self._prepared: tuple[ScaledRows, list[NarrowedRows]] | None = None
+        self._unit: tuple[float, bytes] | None = None  # not the unit itself, which refers to these rows: both would live on
+        self._prepared: list[NarrowedRows] = []
 
     def step(self, unit: ScaledRows, centroids: FloatArray, neighbours: npt.NDArray[np.int32] | None = None) -> DeviceSums:  # noqa: ARG002
         """Of all rows, in scaled units, compared with all centroids."""
-        if self._prepared is None or self._prepared[0] is not unit:
-            self._prepared = unit, [NarrowedRows.of(self.scaled_by(unit, part)) for part in self.chunks()]
+        if self._unit != (key := (unit.scale, unit.shift.tobytes())):
+            self._prepared.clear()
+            self._prepared.extend(NarrowedRows.of(self.scaled_by(unit, part)) for part in self.chunks())
+            self._unit = key
         nearest = DeviceNearest(centroids, self.device)
         sums = DeviceSums(len(centroids), self.dim, self.n, self.device)
-        for rows in self._prepared[1]:
+        for rows in self._prepared:
             labels = nearest(rows)
             sums.add_distances(rows.rows, labels, nearest.centroids)
             sums.add_coordinates(rows.rows, labels)
@@ -163,12 +195,13 @@ class DeviceVectors(DeviceRows):
     """Vectors that RQ-KMeans trains on (``vector_source.VectorSource``)."""
 
     def residuals(self, codebooks: Sequence[FloatArray], codes: Codes) -> DeviceSource:
-        """What the first layers left, in memory of its own."""
+        """What the first layers left, in memory of its own if there are any."""
         left = self.values.clone() if codebooks else self.values
         for layer, codebook in enumerate(codebooks):
-            centroids = torch.from_numpy(codebook).to(left.device)
+            centroids = _on(self.device, codebook)
             for part in self.chunks():
-                left[part] -= centroids[torch.from_numpy(codes[part, layer].astype(np.int64)).to(left.device)]
+                rows = left[part]
+                rows -= centroids[_on(self.device, codes[part, layer].astype(np.int64))]
         return DeviceSource(left)
 
     def encode(
@@ -177,10 +210,11 @@ class DeviceVectors(DeviceRows):
         """Greedy codes and their sums."""
         places = codebooks if charges is None else [charged(*one) for one in zip(codebooks, charges, strict=True)]
         layers = [DeviceNearest(place, self.device) for place in places]
-        whole = [torch.from_numpy(codebook).to(self.values.device) for codebook in codebooks]
+        whole = [_on(self.device, codebook) for codebook in codebooks]
         sizes = [len(codebook) for codebook in codebooks]
-        kept = [0] * (len(sizes) - 1) + [sum(sizes)]
-        sums = [DeviceSums(size, self.dim, self.n, self.device, most) for size, most in zip(sizes, kept, strict=True)]
+        sums = [
+            DeviceSums(size, self.dim, self.n, self.device, most) for size, most in zip(sizes, worst_kept(sizes), strict=True)
+        ]
         codes = np.empty((self.n, len(layers)), np.uint16)
         for part in self.chunks():
             left, coordinates = self.values[part].clone(), self.scaled_by(unit, part)

@@ -27,6 +27,8 @@ _SPLIT = 2.0**-18
 _CUT_WIDE = 2.0**-52
 _ROUNDED = 2.0**-53
 _WIDE_SCORES = 2**24
+_ALIGNED = 16
+"""Features that a kernel reads at once: it knows of a number that is a multiple, and reads any other one by one."""
 
 
 class FusedFinder:
@@ -43,9 +45,10 @@ class FusedFinder:
         self._wide_squares = torch.as_tensor(squares).to(self._device)
         self._squares = self._wide_squares.float()
         self._scale = _power_above(self._centroids.abs().max())
-        self._narrow = (self._centroids / self._scale).half()
+        self._narrow = _padded((self._centroids / self._scale).half())
         self._largest = float(self._wide_squares.max().sqrt())
-        self._coarsest = float(_norms(self._centroids - self._narrow.float() * self._scale).max())
+        whole = self._narrow[:, : self._centroids.shape[1]].float() * self._scale
+        self._coarsest = float(_norms(self._centroids - whole).max())
 
     def __call__(self, block: FloatArray, norms: npt.NDArray[np.float64], memory: Scratch) -> Candidates:  # noqa: ARG002
         """See ``candidates.Finder``: one candidate a row, or OVERFULL where none is certain."""
@@ -78,7 +81,8 @@ class FusedFinder:
 
         twice = torch.full_like(norms, 2, dtype=torch.float32)
         off = _SPLIT * norms * self._largest + self._summed(_CUT, norms, self._largest)
-        return self._told(*nearest_two(rows, self._centroids, self._squares, twice), norms, off, 4 * _CUT)
+        found = nearest_two(_padded(rows), _padded(self._centroids), self._squares, twice)
+        return self._told(*found, norms, off, 4 * _CUT)
 
     def _by_float64(self, rows: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         step = max(1, _WIDE_SCORES // len(self._centroids))
@@ -120,7 +124,7 @@ class FusedFinder:
 @dataclass(frozen=True)
 class NarrowedRows:
     """What the search needs of rows, whatever the centroids: ``rows`` (n, dim) float32, their ``norms`` (n,) float64, ``narrow``
-    (n, dim) float16, which times ``scales`` (n,) float32 is off by vectors of norm ``lost`` (n,) float64."""
+    (n, dim, and zeros) float16, which times ``scales`` (n,) float32 is off by vectors of norm ``lost`` (n,) float64."""
 
     rows: torch.Tensor
     norms: torch.Tensor
@@ -134,10 +138,16 @@ class NarrowedRows:
         scales = _power_above(rows.abs().amax(dim=1))
         narrow = (rows / scales[:, None]).half()
         lost = _norms(rows - narrow.float() * scales[:, None])
-        return cls(rows, _norms(rows) if norms is None else norms, narrow, scales, lost)
+        return cls(rows, _norms(rows) if norms is None else norms, _padded(narrow), scales, lost)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+def _padded(matrix: torch.Tensor) -> torch.Tensor:
+    """With columns of zeros, which change no product, up to a multiple of _ALIGNED."""
+    missing = -matrix.shape[1] % _ALIGNED
+    return torch.nn.functional.pad(matrix, (0, missing)) if missing else matrix
 
 
 def _power_above(sizes: torch.Tensor) -> torch.Tensor:

@@ -169,7 +169,7 @@ def cluster(
     Raises BadVectors for bad rows and ValueError for a parameter out of range.
     """
     return cluster_source(
-        source_of(rows, backend, n_threads),
+        source_of(rows, n_clusters, backend, n_threads),
         n_clusters,
         iterations=iterations,
         seed=seed,
@@ -183,12 +183,12 @@ def cluster(
     )
 
 
-def source_of(rows: Rows, backend: Backend, n_threads: int | None) -> Source[npt.NDArray[np.int32]]:
+def source_of(rows: Rows, n_clusters: int, backend: Backend, n_threads: int | None) -> Source[npt.NDArray[np.int32]]:
     """Rows where they are summed over: on a GPU where the backend is ``torch`` and there is one that holds them, else here."""
     if backend == "torch":
         from tokenization.device_vectors import DeviceSource, device_for
 
-        if device := device_for(rows):
+        if device := device_for(rows, n_clusters):
             return DeviceSource.of(rows, device)
     return LocalSource(rows, backend, n_threads)
 

@@ -145,7 +145,8 @@ def train(
             start = seed_centroids(unit, n_clusters, np.random.default_rng([seed, run]), device_of(source))
         else:
             start = unit.forward(_checked_init(init, n_clusters, source.dim))
-        every = EVERY if neighbours else 1
+        # Matrix products are cheap on a device, and neighbours would be found on the host.
+        every = EVERY if neighbours and device_of(source) is None else 1
         centroids, n_iter = _iterate(source, unit, start, iterations, tolerance, every, n_threads, layer, callback)
         found = _finish(source, unit.back(centroids), n_iter)
         if best is None or found.inertia < best.inertia:

@@ -4,12 +4,15 @@ Packages' kernels of this kind (flash-kmeans, fastkmeans) give the smallest scor
 have. The runner-up is what says whether that precision was enough (``tokenization.fused``).
 """
 
+from contextlib import nullcontext
+
 import torch
 import triton
 import triton.language as tl
 
 _ROWS, _TOKENS, _FEATURES = 128, 128, 64
-"""A program's tile: 64 KiB of float32 products in the registers of eight warps, 16 KiB of float16 a stage in shared memory."""
+"""A program's tile: 64 KiB of float32 products in the registers of eight warps, _STAGE bytes a stage in shared memory."""
+_STAGE = (_ROWS + _TOKENS) * _FEATURES * 2
 LAUNCH = {"num_warps": 8, "num_stages": 3}
 
 
@@ -72,12 +75,22 @@ def nearest_two(
     n, dim = rows.shape
     least = torch.empty(n, dtype=torch.float32, device=rows.device)
     label, second = torch.empty(n, dtype=torch.int32, device=rows.device), torch.empty_like(least)
-    two_smallest[(triton.cdiv(n, _ROWS),)](
-        *(rows, centroids, squares, factors, least, label, second, n, len(centroids), dim),
-        **tile(rows.dtype),
-        **LAUNCH,
-    )
+    with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():  # a pool's threads have a current device of their own
+        two_smallest[(triton.cdiv(n, _ROWS),)](
+            *(rows, centroids, squares, factors, least, label, second, n, len(centroids), dim),
+            **tile(rows.dtype),
+            **LAUNCH | {"num_stages": _stages(rows.device)},
+        )
     return least, label, second
+
+
+def _stages(device: torch.device) -> int:
+    """As many as LAUNCH says, or as the card has shared memory for."""
+    most = LAUNCH["num_stages"]
+    if device.type != "cuda":
+        return most
+    room: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return max(1, min(most, room // _STAGE))
 
 
 def tile(dtype: torch.dtype) -> dict[str, int]:

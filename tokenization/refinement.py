@@ -15,7 +15,7 @@ epoch, whatever their number. The sums are exact (``tokenization.lloyd``).
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ from scipy.sparse import csr_matrix
 from tokenization.lloyd import Callback, Iteration
 from tokenization.residual import Codes
 from tokenization.vector_source import CodedSums, VectorSource
-from tokenization.vectors import FloatArray, ScaledRows, scaled
+from tokenization.vectors import FloatArray, ScaledRows, device_of, scaled
 
 SWEEPS = 1
 """Times that (a) goes over the layers; more of them gained nothing on real or clustered vectors."""
@@ -80,7 +80,7 @@ def refine(
             break
         clock = time.perf_counter()
         strength = charge_of(epoch, epochs, evenness)
-        target = refitted(current.codebooks, current.codes, current.totals(unit))
+        target = refitted(current.codebooks, current.codes, current.totals(unit), device_of(source))
         moved = target if epoch >= epochs else _relaxed(current.codebooks, target, relaxation)
         if strength:
             current = encoded(source, unit, moved, current.charges(crowds, strength))
@@ -117,22 +117,47 @@ def _relaxed(before: Sequence[FloatArray], target: Sequence[FloatArray], relaxat
     return moved
 
 
-def refitted(codebooks: Sequence[FloatArray], codes: Codes, sums: Sequence[npt.NDArray[np.float64]]) -> list[FloatArray]:
+def refitted(
+    codebooks: Sequence[FloatArray], codes: Codes, sums: Sequence[npt.NDArray[np.float64]], device: str | None = None
+) -> list[FloatArray]:
     """(a): codebooks moved, layer after layer, to the best for ``codes`` (n, layers) given the other layers.
 
-    ``sums``: float64 (size, dim) a layer, the sum of the rows x that have each token. Tokens without rows stay.
+    ``sums``: float64 (size, dim) a layer, the sum of the rows x that have each token. Tokens without rows stay. On a ``device``
+    the other layers' centroids are added up row by row, here by how often two tokens meet: the same up to float64's rounding.
     """
     wide = [codebook.astype(np.float64) for codebook in codebooks]
+    others = _others_on(device, codes) if device else _others_here(codes)
     counts = [np.bincount(codes[:, layer], minlength=len(codebook)) for layer, codebook in enumerate(codebooks)]
     for _ in range(SWEEPS):
         for layer, count in enumerate(counts):
             total = sums[layer].copy()
-            for other in range(len(wide)):
-                if other != layer:
-                    total -= _meetings(codes, layer, other, len(count), len(wide[other])) @ wide[other]
+            for added in others(layer, wide):
+                total -= added
             used = count > 0
             wide[layer][used] = total[used] / count[used, None]
     return [codebook.astype(np.float32) for codebook in wide]
+
+
+_Others = Callable[[int, Sequence[npt.NDArray[np.float64]]], Iterable[npt.NDArray[np.float64]]]
+"""Of a layer and all codebooks: sums (size, dim), by the layer's tokens, of the centroids that rows have on other layers."""
+
+
+def _others_here(codes: Codes) -> _Others:
+    def sums(layer: int, wide: Sequence[npt.NDArray[np.float64]]) -> Iterator[npt.NDArray[np.float64]]:
+        for other in range(len(wide)):
+            if other != layer:
+                yield _meetings(codes, layer, other, len(wide[layer]), len(wide[other])) @ wide[other]
+
+    return sums
+
+
+def _others_on(device: str, codes: Codes) -> _Others:
+    import torch
+
+    from tokenization.device_sums import token_sums
+
+    there = torch.from_numpy(codes.astype(np.int64)).to(device)
+    return lambda layer, wide: [token_sums(there, layer, wide)]
 
 
 def _meetings(codes: Codes, layer: int, other: int, size: int, other_size: int) -> csr_matrix:

@@ -24,7 +24,7 @@ from tokenization.lloyd import Callback, Iteration
 from tokenization.refinement import Encoded, Refined, encoded, filled, refitted
 from tokenization.residual import Codes
 from tokenization.vector_source import VectorSource
-from tokenization.vectors import BadVectors, FloatArray, scaled
+from tokenization.vectors import BadVectors, FloatArray, device_of, scaled
 
 STEPS_BACK = 5
 """Halvings of the way: each encodes all rows once, and the last one finds the way to 3 %."""
@@ -61,7 +61,7 @@ def refreshed(
     unit = scaled(source, source.extent())
     start = encoded(source, unit, list(previous))
     whole, _ = filled(source, unit, start)
-    target = refitted(whole.codebooks, whole.codes, whole.totals(unit))
+    target = refitted(whole.codebooks, whole.codes, whole.totals(unit), device_of(source))
     used = [layer.counts > 0 for layer in start.sums.layers]
     best, low, high, share = judged(start.codes, start, unchanged, 0.0), 0.0, 1.0, 1.0
     for number in range(1, 2 + STEPS_BACK):

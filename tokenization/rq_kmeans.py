@@ -55,8 +55,8 @@ class RQKMeans(TransformerMixin, BaseEstimator):
     With ``balance`` the ``codes_`` respect the bound, ⌈balance · n / size⌉ rows a token, so they may differ from ``encode``,
     which stays the nearest token: a pure function of a row, that no other row has a say in.
     X may be a memory map larger than memory, or an Arrow column, as for ``KMeans``: residuals of more than 256 MiB are recomputed
-    block by block and never stored. Codebooks, codes and inertia are a pure function of rows and parameters
-    (``tokenization.lloyd``).
+    block by block and never stored (on a GPU they lie in its memory). Codebooks, codes and inertia are a pure function of rows
+    and parameters (``tokenization.lloyd``), one on processors and one on GPUs of a kind.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         """
         rows = rows_of(self, X, reset=True)
         with progress_bar(self.iterations, self.n_layers, self.refinements, enabled=self.verbose) as bar:
-            source = vectors_of(rows, self.backend, self.n_threads)
+            source = vectors_of(rows, max(self._sizes()), self.backend, self.n_threads)
             return self.fit_source(source, unchanged=unchanged, callback=all_of(callback, bar))
 
     def fit_source(
@@ -118,7 +118,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         unchanged: npt.NDArray[np.bool_] | None = None,
         callback: Callback | None = None,
     ) -> "RQKMeans":
-        """``fit`` on vectors wherever they lie: the same codebooks for the same vectors."""
+        """``fit`` on vectors wherever they lie: the same codebooks for the same vectors, but for a GPU's (KMeans)."""
         self.n_features_in_ = source.dim
         sizes, caps = self._sizes(), self._caps(source.n)
         start = None if self.warm_start_codebooks is None else [_start(one, source.dim) for one in self.warm_start_codebooks]

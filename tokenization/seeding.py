@@ -6,6 +6,8 @@ pass a centroid. With four candidates a place k-means from there ends within 1 %
 iterations); after refinement there is no difference.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -137,9 +139,23 @@ class _DeviceReach:
     def _reached(self, centroids: "torch.Tensor") -> "torch.Tensor":
         import torch
 
-        distances = torch.addmm(self._squares, centroids, self._sample.T, alpha=-2)
+        with _whole_float32():
+            distances = torch.addmm(self._squares, centroids, self._sample.T, alpha=-2)
         distances += (centroids * centroids).sum(1)[:, None]
         return torch.minimum(distances, self._closest, out=distances)
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """PyTorch's products in float32, whatever the caller allows them to be: with TF32's noise equal rows would not be at 0."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _draw(weights: FloatArray, count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 Training asks for little: the extent of the vectors, rows by number, Lloyd's sums over what the first layers left, and, to
 refine all layers together, the sums of the vectors by token. Everything is summed exactly (``tokenization.lloyd``), so the
-same vectors give the same codebook from any source.
+same vectors give the same codebook wherever processors sum them; a GPU seeds otherwise (``tokenization.device_vectors``).
 """
 
 import os
@@ -45,8 +45,7 @@ class CodedSums:
     @classmethod
     def none(cls, sizes: Sequence[int], dim: int, bits: int) -> "CodedSums":
         """Those of no rows."""
-        kept = [0] * (len(sizes) - 1) + [sum(sizes)]
-        return cls([ClusterSums.none(size, dim, bits, most) for size, most in zip(sizes, kept, strict=True)])
+        return cls([ClusterSums.none(size, dim, bits, most) for size, most in zip(sizes, worst_kept(sizes), strict=True)])
 
     def merge(self, other: "CodedSums") -> "CodedSums":
         """Add those of other rows; returns itself."""
@@ -67,6 +66,11 @@ class CodedSums:
             number, name = key.split(".")
             layers.setdefault(int(number), {})[name] = array
         return cls([ClusterSums.from_arrays(layers[number]) for number in sorted(layers)])
+
+
+def worst_kept(sizes: Sequence[int]) -> list[int]:
+    """How many of the worst rows each layer's sums keep: only the last one's are asked for."""
+    return [0] * (len(sizes) - 1) + [sum(sizes)]
 
 
 class VectorSource(Rows, Protocol):
@@ -91,12 +95,13 @@ class VectorSource(Rows, Protocol):
         ...
 
 
-def vectors_of(rows: Rows, backend: Backend = "auto", n_threads: int | None = None) -> VectorSource:
-    """Vectors where they are summed over: on a GPU where the backend is ``torch`` and there is one that holds them, else here."""
+def vectors_of(rows: Rows, tokens: int, backend: Backend = "auto", n_threads: int | None = None) -> VectorSource:
+    """Vectors where they are summed over, by at most so many tokens a layer: on a GPU where the backend is ``torch`` and there is
+    one that holds them, else here."""
     if backend == "torch":
         from tokenization.device_vectors import DeviceVectors, device_for
 
-        if device := device_for(rows):
+        if device := device_for(rows, tokens):
             return DeviceVectors.of(rows, device)
     return LocalVectors(rows, backend, n_threads)
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import rq_kmeans_gpu
+from benchmarks import rq_kmeans_gpu, rq_kmeans_speed
+from benchmarks.rq_kmeans_data import clustered
 from benchmarks.rq_kmeans_gpu import absent_peers, gpu_figures
-from benchmarks.rq_kmeans_worker import TASKS, Job
+from benchmarks.rq_kmeans_speed import Race
+from benchmarks.rq_kmeans_worker import TASKS, Answer, ChildFailed, Job, with_codebooks
 from tests.tokenization.gpu_cases import by_pytorch
 from tests.tokenization.vector_cases import matrix, squared_distances
 from tokenization import device_vectors, nearest_triton
@@ -27,7 +29,7 @@ def vectors(monkeypatch):
         monkeypatch.setattr(rq_kmeans_gpu, "DEVICE", "cpu")
         monkeypatch.setattr(rq_kmeans_gpu, "_CEILING", 64)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-        monkeypatch.setattr(device_vectors, "device_for", lambda _: "cpu")
+        monkeypatch.setattr(device_vectors, "device_for", lambda *_: "cpu")
         monkeypatch.setattr(nearest_triton, "nearest_two", by_pytorch)
     return matrix("normal", 200, 8, 1)
 
@@ -66,6 +68,36 @@ def test_with_a_gpu_a_peer_that_is_not_installed_says_how_to_install_it(monkeypa
     assert why["fastkmeans"] == "not installed: pip install fastkmeans"
 
 
+def answered(job, *_):
+    """What a child would answer: all codes 0, but for the tasks whose name says that they break."""
+    if "breaks" in job.task:
+        raise ChildFailed(f"{job.task}: exit 1: out of memory")
+    codebooks = [np.zeros((4, 4), np.float32)] * 2
+    return Answer({"seconds": 2.0, "trace": [[1.0, 2, 1, 0.0]]}, with_codebooks(codebooks, codes=np.zeros((50, 2), np.uint16)))
+
+
+def test_a_peer_that_fails_on_the_card_is_left_out_and_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(rq_kmeans_speed, "ask", answered)
+    data = clustered(tmp_path, 50, 4, (4, 4), 0)
+    told = {"iterations": 2, "rounds": 2, "ours": "ours_gpu", "peers": {"one": "one", "other": "other_breaks"}}
+    found = Race(tmp_path, data, {}, may_fail=True, **told).fit()
+    assert found["fit_time_ratio"] == {"one": 0.5}
+    assert found["fit"]["failed"] == {"other_breaks": "other_breaks: exit 1: out of memory"}
+    with pytest.raises(ChildFailed):
+        Race(tmp_path, data, {}, **told).fit()
+    with pytest.raises(ChildFailed):
+        Race(tmp_path, data, {}, may_fail=True, **told | {"ours": "ours_breaks"}).fit()
+
+
+def test_where_ours_fails_on_the_card_the_other_figures_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(rq_kmeans_gpu, "absent_peers", dict)
+    monkeypatch.setattr(rq_kmeans_gpu, "ask", lambda *_: answered(job("ours_breaks")))
+    told = gpu_figures((50, 4, 4), tmp_path, tmp_path, 0, 1)
+    assert told == {"absent": {}, "card": "a card", "failed": "ours_breaks: exit 1: out of memory"}
+
+
 def test_ours_trains_on_the_card(vectors):
     answer = rq_kmeans_gpu.ours(vectors, job("ours_gpu"))
     assert_nearest(vectors, answer)
@@ -93,6 +125,9 @@ def test_flash_kmeans_trains_layer_by_layer(vectors, monkeypatch, task, dtype):
         def train(self, rows):
             _, k, _, _, seed, dtype = made[-1]
             self.centroids_b = rows[None, seed * k : (seed + 1) * k].clone().to(dtype)
+
+        def predict(self, rows):
+            return torch.cdist(rows, self.centroids_b[0].float()).argmin(1)
 
     monkeypatch.setitem(sys.modules, "flash_kmeans", types.SimpleNamespace(FlashKMeans=FlashKMeans))
     answer = getattr(rq_kmeans_gpu, task)(vectors, job(task))

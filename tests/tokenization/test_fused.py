@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tokenization.gpu_cases import by_pytorch
 from tests.tokenization.vector_cases import KINDS, matrices, matrix, nearly_equal_lengths, squared_distances
 from tokenization.assignment import NearestCentroid
 from tokenization.candidates import FINDERS
@@ -132,3 +133,22 @@ def test_the_kernel_compiles_for_tensor_cores(kind):
     assert kernel["tensor_cores"]
     assert kernel["fetches_ahead"]
     assert kernel["shared_memory"] <= 227 * 1024, "a block's on an H100"
+
+
+@pytest.mark.parametrize("dim", [1, 15, 16, 33])
+def test_the_kernel_gets_as_many_features_as_it_can_read_at_once(monkeypatch, dim):
+    from tokenization import nearest_triton
+
+    widths = []
+
+    def seen(rows, centroids, *others):
+        widths.append((rows.shape[1] % 16, centroids.shape[1] % 16))
+        return by_pytorch(rows, centroids, *others)
+
+    monkeypatch.setattr(nearest_triton, "nearest_two", seen)
+    vectors, centroids = matrix("normal", 60, dim, 1), matrix("normal", 9, dim, 2)
+    centroids[1] = centroids[0] * np.float32(1 + 1e-4)  # float16 cannot tell these
+    labels = found(centroids, vectors)
+    assert len(widths) == 2
+    assert set(widths) == {(0, 0)}
+    assert (labels[labels >= 0] == squared_distances(vectors, centroids).argmin(axis=1)[labels >= 0]).all()
