@@ -8,8 +8,7 @@ what ``onerec ingest``, ``samples`` and ``pathways`` do on a warm session, JVM, 
   cores are busy until near the end. The skewed day takes 32: a bucket's own share is 3.1 % of the day then, less than the
   5 % of the heaviest user, whose bucket is 2.6 times the median without a cap. (With a bucket a user, no design that keeps a
   user's day in one task could pass; with 8, any would.)
-* Each round goes over all sizes. The JVM compiles for minutes: a size measured before all others would pay for it, and the
-  growth exponent of the rest would look too large.
+* Each round goes over all sizes. The JVM compiles for minutes, and a size measured before all others would pay for it alone.
 * DuckDB gets Parquet only, two threads and memory for the whole day. Lakes and landings are made afresh from one seed.
 """
 
