@@ -1,6 +1,6 @@
 """On a GPU: training against flash-kmeans, fastkmeans and faiss's GPU build, the assignment against the card's matrix ceiling.
 
-Everyone starts from vectors in the host's memory, with all its cores, and ends with codebooks there, after a smaller run that
+Everyone starts from vectors in the host's memory, with all its cores, and ends with codebooks there, after a run that
 compiles, or loads, what is compiled and loaded once. Of peers no clock counts the codes of the last layer, nor, where their rows
 come from the host, subtracting there; ours counts all. Without a CUDA device, or where a peer is not installed or fails, the
 answer says so.

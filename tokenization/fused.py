@@ -45,6 +45,7 @@ class FusedFinder:
         self._wide_squares = torch.as_tensor(squares).to(self._device)
         self._squares = self._wide_squares.float()
         self._scale = _power_above(self._centroids.abs().max())
+        self._aligned = _padded(self._centroids)
         self._narrow = _padded((self._centroids / self._scale).half())
         self._largest = float(self._wide_squares.max().sqrt())
         whole = self._narrow[:, : self._centroids.shape[1]].float() * self._scale
@@ -81,7 +82,7 @@ class FusedFinder:
 
         twice = torch.full_like(norms, 2, dtype=torch.float32)
         off = _SPLIT * norms * self._largest + self._summed(_CUT, norms, self._largest)
-        found = nearest_two(_padded(rows), _padded(self._centroids), self._squares, twice)
+        found = nearest_two(_padded(rows), self._aligned, self._squares, twice)
         return self._told(*found, norms, off, 4 * _CUT)
 
     def _by_float64(self, rows: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:

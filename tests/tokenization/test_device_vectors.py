@@ -130,7 +130,7 @@ def test_rows_that_are_not_finite_are_named(bad):
         sources(vectors)[0].extent()
 
 
-def test_seeding_on_the_device_is_as_good_and_repeats(monkeypatch):
+def test_seeding_on_the_device_is_as_good_and_repeats():
     vectors = matrix("normal", 3000, 6, 2)
 
     def reached(device, seed):
