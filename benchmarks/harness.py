@@ -98,6 +98,7 @@ def finish(name: str, figures: dict[str, Any], packages: Iterable[str], *, keep:
     }
     if keep:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        RESULTS.mkdir(exist_ok=True)
         kept = {"date": dt.datetime.now(dt.UTC).date().isoformat(), "commit": commit, **result}
         (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
     print(json.dumps(result), flush=True)

@@ -39,6 +39,13 @@ def test_an_exponent_withstands_noise_of_a_percent(seed):
     assert harness.growth_exponent(SIZES, seconds(SIZES, linear=5, square=0.6) * noise) > 1.3
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_small_size_that_is_all_fixed_start_makes_an_exponent_withstand_five_percent(seed):
+    sizes = np.append(SIZES[0] / 16, SIZES)
+    noise = 1 + 0.05 * np.random.default_rng(seed).uniform(-1, 1, len(sizes))
+    assert harness.growth_exponent(sizes, seconds(sizes) * noise) == pytest.approx(1, abs=0.12)
+
+
 def test_an_exponent_stays_between_a_half_and_two():
     assert harness.growth_exponent(SIZES, SIZES**3) == 2
     assert harness.growth_exponent(SIZES, SIZES**0.1) == 0.5
@@ -50,11 +57,11 @@ def test_two_sizes_determine_no_exponent():
 
 
 def test_the_closing_object_is_the_last_line(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
     harness.finish("subject", {"figure": 1.5}, ["numpy"], keep=True)
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["figures"] == {"figure": 1.5}
     assert set(printed) == {"benchmark", "machine", "versions", "figures"}
-    kept = json.loads((tmp_path / "subject.json").read_text())
+    kept = json.loads((tmp_path / "results" / "subject.json").read_text())
     assert len(kept["commit"]) == 40
     assert kept["figures"] == printed["figures"]
