@@ -2,8 +2,9 @@
 
 Pipeline elements are addresses of parts, never vectors or pictures: the runner keeps what lies between two stages in memory.
 A worker writes a part whole under a name of its own and the driver reads all of them when the pipeline is done; a bundle that
-was tried twice leaves its rows twice, so the driver takes each key once. Nothing of it is part of a table before the driver's
-one commit, so a run killed at any point leaves the tables as they were.
+was tried twice leaves its rows twice, so the driver takes each key once. A part gets that name when it is whole, so what a
+killed worker left of one is never read. Nothing of it is part of a table before the driver's one commit, so a run killed at any
+point leaves the tables as they were.
 """
 
 import datetime as dt
@@ -25,6 +26,8 @@ from schemas.lake import Lake, filesystem_of
 
 PART_ROWS = 2048
 ABANDONED_AFTER = dt.timedelta(days=2)
+_UNFINISHED = "."
+"""What names of files begin with that a dataset of a folder leaves out."""
 
 
 class WorkFolder:
@@ -39,11 +42,13 @@ class WorkFolder:
         return [self.write_part(stage, part.replace_schema_metadata(None)) for part in _regrouped(reader, rows) if part.num_rows]
 
     def write_part(self, stage: str, part: pa.Table) -> str:
-        """Write one part under a name of its own; returns its URI."""
+        """Write one part, whole or not at all, under a name of its own; returns its URI."""
         filesystem, folder = filesystem_of(f"{self.uri}/{stage}")
         filesystem.create_dir(folder, recursive=True)
         name = f"{uuid.uuid4().hex}.parquet"
-        pq.write_table(part, f"{folder}/{name}", filesystem=filesystem, compression="zstd")
+        passing = f"{folder}/{_UNFINISHED}{name}"
+        pq.write_table(part, passing, filesystem=filesystem, compression="zstd")
+        filesystem.move(passing, f"{folder}/{name}")
         return f"{self.uri}/{stage}/{name}"
 
     def fresh(self, kind: str) -> str:
@@ -78,11 +83,11 @@ class WorkFolder:
         return found
 
     def parts(self, stage: str, schema: pa.Schema) -> pads.Dataset:
-        """All parts of a stage as one dataset; an empty one if none was written."""
+        """All whole parts of a stage as one dataset; an empty one if none was written."""
         filesystem, folder = filesystem_of(f"{self.uri}/{stage}")
         if filesystem.get_file_info(folder).type is not pafs.FileType.Directory:
             return pads.dataset(schema.empty_table())
-        return pads.dataset(folder, schema=schema, filesystem=filesystem, format="parquet")
+        return pads.dataset(folder, schema=schema, filesystem=filesystem, format="parquet", ignore_prefixes=[_UNFINISHED])
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +31,27 @@ def test_parts_hold_all_rows_in_order_and_no_more_than_told(make_lake: Callable[
         assert [number for part in read for number in part] == list(range(18))
         assert work.parts("numbers", NUMBERS).count_rows() == 18
         assert work.parts("nothing", NUMBERS).to_table().equals(NUMBERS.empty_table())
+
+
+def test_what_a_killed_writer_left_of_a_part_is_not_read(make_lake: Callable[..., Lake], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, left = pq.write_table, []
+
+    def killed(part: pa.Table, path: str, **how: Any) -> None:
+        whole(part, path, **how)
+        os.truncate(path, Path(path).stat().st_size // 2)
+        left.append(Path(path))
+        raise KeyboardInterrupt
+
+    numbers = pa.table({"n": [1, 2]}, schema=NUMBERS)
+    with work_folder(make_lake(), "test") as work:
+        monkeypatch.setattr(pq, "write_table", killed)
+        with pytest.raises(KeyboardInterrupt):
+            work.write_part("numbers", numbers)
+        monkeypatch.undo()
+        again = work.write_part("numbers", numbers)
+        assert work.parts("numbers", NUMBERS).to_table().equals(numbers)
+        assert read_part(again).equals(numbers)
+        assert left[0].is_file(), "the case is not trivial"
 
 
 def test_the_folder_is_removed_also_after_an_error(make_lake: Callable[..., Lake]) -> None:
