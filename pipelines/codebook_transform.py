@@ -19,9 +19,13 @@ from tokenization.progress import progress_bar
 from tokenization.vector_source import vectors_of
 from tokenization.vectors import ArrayRows
 
+PUBLISHED = "published"
+"""The file of the work folder that names the version."""
+
 
 class TrainCodebook(beam.DoFn):
-    """Trains on a part (vector, category, tokens) and publishes; safe to try twice, since versions are content hashes.
+    """Trains on a part (vector, category, tokens), publishes and writes the version to the file PUBLISHED; safe to try twice,
+    since versions are content hashes.
 
     An element is the JSON of ``training`` and ``pairs`` (parts), ``section`` (configuration), ``metadata``, ``previous`` (what
     is told of the codebook before, which lies in the work folder, or null) and ``progress_bar``, whether to draw one.
@@ -54,4 +58,5 @@ class TrainCodebook(beam.DoFn):
             labels=rows["category"].to_pylist(),
             pairs=np.stack([pairs["a"].to_numpy(), pairs["b"].to_numpy()], axis=1),
         )
-        publish_codebook(Registry(self._registry), model, told["metadata"] | {"metrics": metrics} | refresh)
+        artefact = publish_codebook(Registry(self._registry), model, told["metadata"] | {"metrics": metrics} | refresh)
+        self._work.write_bytes(PUBLISHED, artefact.version.encode())

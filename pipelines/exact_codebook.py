@@ -44,10 +44,11 @@ class ExactTraining:
         tokens: pa.ChunkedArray,
         pairs: npt.NDArray[np.int64],
         metadata: dict[str, Any],
-    ) -> None:
+    ) -> str:
         """Train on ``vectors`` (column ``vector``; ``size`` is (n, dim)) and publish, which is the first trace in the registry.
 
         ``categories`` (n,) and ``pairs`` (m, 2) row numbers are for the metrics, ``tokens`` (n,) those of unchanged items.
+        Returns the version.
         """
         n, dim = size
         part_rows = max(1, PART_VALUES // dim)
@@ -58,7 +59,7 @@ class ExactTraining:
         model, refresh = train_from(self.section, source, self.previous, published, self._tell)
         metrics = codebook_metrics(model.codes_, self.section.sizes, labels=categories, pairs=pairs)
         _add_errors(metrics, model, total_variance(source))
-        publish_codebook(self.registry, model, metadata | {"metrics": metrics} | refresh)
+        return publish_codebook(self.registry, model, metadata | {"metrics": metrics} | refresh).version
 
     def _tell(self, done: Iteration) -> None:
         where = f"layer {done.layer}, iteration" if done.layer else "refinement"

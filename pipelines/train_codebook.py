@@ -72,9 +72,11 @@ def run(
         known = dict.fromkeys(one for one in (latest, before) if one)
         same = next((one for one in known if registry.load("codebook", one).metadata.get("inputs_hash") == inputs_hash), None)
         reused = same is not None
-        if same is not None and same != latest:
-            registry.set_latest("codebook", same)
-        if not reused:
+        if same is not None:
+            published = same
+            if same != latest:
+                registry.set_latest("codebook", same)
+        else:
             from pipelines.codebook_refresh import find_previous
 
             dim = _check_sizes(connection, version, rows, section)
@@ -100,12 +102,14 @@ def run(
                 vectors = connection.sql(f"SELECT vector FROM ({_fused(version)}) ORDER BY item_id").to_arrow_reader()
                 training = ExactTraining(registry, work, section, previous, runner, options, progress)
                 categories = rows["category"].to_pylist()
-                training.publish(vectors, (rows.num_rows, dim), categories, rows["tokens"], pairs, metadata)
+                published = training.publish(vectors, (rows.num_rows, dim), categories, rows["tokens"], pairs, metadata)
             else:
-                _train_on_sample(registry, work, section, previous, runner, options, rows, pairs, metadata)
-            progress(f"train-codebook: {_told(registry.load('codebook').metadata['refresh'])}")
+                published = _train_on_sample(registry, work, section, previous, runner, options, rows, pairs, metadata)
         step.table(ITEM_VECTORS, _accounting(connection, version, rows.num_rows, reused=reused))
-        artefact = registry.load("codebook")
+        # By its version: another run may have moved ``latest`` on meanwhile.
+        artefact = registry.load("codebook", published)
+        if not reused:
+            progress(f"train-codebook: {_told(artefact.metadata['refresh'])}")
         step.extra |= {
             "codebook_version": artefact.version,
             "fusion_version": version,
@@ -127,9 +131,9 @@ def _train_on_sample(
     rows: pa.Table,
     pairs: npt.NDArray[np.int64],
     metadata: dict[str, Any],
-) -> None:
-    """Have one worker train on rows (item_id, content_hash, category, vector, tokens) and publish."""
-    from pipelines.codebook_transform import TrainCodebook
+) -> str:
+    """Have one worker train on rows (item_id, content_hash, category, vector, tokens) and publish; returns the version."""
+    from pipelines.codebook_transform import PUBLISHED, TrainCodebook
     from pipelines.part_transforms import map_parts
 
     if previous:
@@ -144,6 +148,7 @@ def _train_on_sample(
     }
     with open_pipeline(runner, options) as pipeline:
         map_parts(pipeline, [json.dumps(task)], TrainCodebook(registry.root, work))
+    return work.read_bytes(PUBLISHED).decode()
 
 
 def _tokens(
