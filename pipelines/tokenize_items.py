@@ -48,9 +48,9 @@ def run(
 
     Without ``codebook_version`` that of the live token set; with ``refresh``, or before the first token set, the newest.
     ``retokenise`` encodes every item, also those that have tokens. An item that was deleted since keeps its tokens (histories
-    refer to it); the trie leaves it out. ``date`` only names the run. Raises BadInput without a codebook, without fused vectors
-    for it, or where items have another number of tokens than ``codebook.collisions`` gives; GateFailed where a code has more
-    items than suffixes.
+    refer to it); the trie leaves it out. ``date`` only names the run. Raises BadInput without a codebook, for one that names no
+    fusion version, without fused vectors for it, or where items have another number of tokens than ``codebook.collisions`` gives;
+    GateFailed where a code has more items than suffixes.
     """
     registry = Registry.of(lake)
     with step_run(lake, STEP, date) as step:
@@ -79,8 +79,14 @@ class _Tokenizing:
 
     @property
     def fusion(self) -> str:
-        """The fusion version whose vectors the codebook quantises."""
-        return str(self.codebook.metadata["fusion_version"])
+        """The fusion version whose vectors the codebook quantises. Raises BadInput where its metadata name none."""
+        version = self.codebook.metadata.get("fusion_version")
+        if not version:
+            raise BadInput(
+                f"{self.registry.root / 'codebook' / self.codebook.version}: names no fusion version whose vectors it quantises; "
+                "publish it again with fusion_version in its metadata, or run `onerec train-codebook`"
+            )
+        return str(version)
 
     def run(self, pinned: tuple[int, int]) -> tuple[TableCounts, int, dict[str, Any]]:
         """Tokenise from versions of ITEM_VECTORS and ITEM_TOKENS: accounting, items encoded, figures of collisions."""

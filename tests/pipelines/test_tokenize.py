@@ -158,3 +158,15 @@ def test_another_policy_needs_all_items_tokenised_again_only_where_codes_get_lon
     assert {len(code) for code in tokens(lake).values()} == {4}
     with pytest.raises(BadInput, match=r"120 items have 4 tokens, codebook.collisions: keep gives 3; add --retokenise"):
         tokenize_items.run(lake)
+
+
+def test_a_codebook_that_names_no_fusion_version_is_refused_in_one_line(make) -> None:
+    lake = make()
+    land(lake, slice(None))
+    registry = Registry.of(lake)
+    codebook = registry.load("codebook")
+    metadata = {name: value for name, value in codebook.metadata.items() if name != "fusion_version"}
+    nameless = registry.publish("codebook", metadata, {name: codebook.file(name) for name in codebook.files})
+    with pytest.raises(BadInput, match=rf"^\S+/{nameless.version}: names no fusion version .* publish it again with [^\n]+$"):
+        tokenize_items.run(lake)
+    assert tokens(lake) == {}
