@@ -14,11 +14,14 @@ elsewhere. Three means, each for what the one before cannot reach (docs/decision
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import orthogonal_procrustes
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from tokenization.lloyd import Callback, Iteration
 from tokenization.refinement import Encoded, Refined, encoded, filled, refitted
@@ -28,6 +31,8 @@ from tokenization.vectors import BadVectors, FloatArray, device_of, scaled
 
 STEPS_BACK = 5
 """Halvings of the way: each encodes all rows once, and the last one finds the way to 3 %."""
+DENSE_SIZE = 8192
+"""Tokens of a layer up to which all pairs of tokens are laid out, in at most 512 MiB; of more, only those that rows have."""
 
 
 @dataclass(frozen=True)
@@ -104,16 +109,40 @@ def match_tokens(before: Codes, after: Codes, sizes: Sequence[int]) -> list[npt.
     """New numbers of the tokens of ``after``, uint16 (size,) a layer, under which most rows keep their token of ``before``.
 
     Codes (n, layers) of the same rows. An assignment problem a layer, solved exactly (Jonker and Volgenant's algorithm, of
-    scipy): memory 8 · size² bytes, time up to size³. Raises BadVectors for codes of different shapes.
+    scipy): up to DENSE_SIZE tokens over all pairs of them, memory 8 · size² bytes, time up to size³; above over the pairs that
+    rows have, memory of the order of n + size, time up to size · (n + size). Which of several equally good numberings is found
+    may differ between the two. Raises BadVectors for codes of different shapes.
     """
     if before.shape != after.shape or before.shape[1] != len(sizes):
         raise BadVectors(f"codes of shapes {before.shape} and {after.shape}: needs two of (n, {len(sizes)})")
     numbers = []
     for layer, size in enumerate(sizes):
         pairs, rows = np.unique(after[:, layer].astype(np.int64) * size + before[:, layer], return_counts=True)
-        cost = np.zeros((size, size))
-        cost.flat[pairs] = -rows
-        numbers.append(linear_sum_assignment(cost)[1].astype(np.uint16))
+        matched = _matched_over_all if size <= DENSE_SIZE else _matched_over_pairs
+        numbers.append(matched(pairs, rows, size).astype(np.uint16))
+    return numbers
+
+
+def _matched_over_all(pairs: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.integer[Any]]:
+    """New numbers (size,) of tokens, given the distinct ``pairs`` (new · size + old) and how many ``rows`` have each."""
+    cost = np.zeros((size, size))
+    cost.flat[pairs] = -rows
+    found: npt.NDArray[np.integer[Any]] = linear_sum_assignment(cost)[1]
+    return found
+
+
+def _matched_over_pairs(pairs: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.integer[Any]]:
+    """The same without the pairs that no row has; tokens that keep no row get the numbers that are left, in order."""
+    new, old = np.divmod(pairs, size)
+    tokens = np.arange(size)
+    # Beside the numbers each token has a place of its own that keeps no row, so that a matching of all tokens exists. Every one
+    # of them has one edge, so a row more on each edge changes no choice; an edge of weight 0 would be none.
+    weights = np.concatenate([rows + 1, np.ones(size)])
+    edges = csr_matrix((weights, (np.append(new, tokens), np.append(old, size + tokens))), shape=(size, 2 * size))
+    token, number = min_weight_full_bipartite_matching(edges, maximize=True)
+    numbers = np.empty(size, np.int64)
+    numbers[token] = number
+    numbers[numbers >= size] = np.setdiff1d(tokens, numbers)
     return numbers
 
 

@@ -1,6 +1,8 @@
 """A refreshed codebook: few unchanged rows change their code, and matched tokens keep as many as any numbering could."""
 
+import tracemalloc
 from itertools import permutations
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenization.vector_cases import KINDS, matrix
-from tokenization import residual
+from tokenization import refresh, residual
 from tokenization.refresh import match_tokens, refreshed, renumbered, rotation
 from tokenization.rq_kmeans import RQKMeans
 from tokenization.vector_source import LocalVectors
@@ -79,15 +81,30 @@ def test_a_bound_of_zero_gives_the_previous_codebooks_back() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(rows=st.integers(0, 30), size=st.integers(1, 5), seed=st.integers(0, 999))
-def test_no_other_numbering_keeps_more_tokens(rows: int, size: int, seed: int) -> None:
+@given(rows=st.integers(0, 30), size=st.integers(1, 5), dense_size=st.sampled_from([0, 5]), seed=st.integers(0, 999))
+def test_no_other_numbering_keeps_more_tokens(rows: int, size: int, dense_size: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     before, after = (random.integers(0, size, (rows, 2)).astype(np.uint16) for _ in range(2))
-    numbers = match_tokens(before, after, [size, size])
+    with mock.patch.object(refresh, "DENSE_SIZE", dense_size):
+        numbers = match_tokens(before, after, [size, size])
     for layer, number in enumerate(numbers):
         assert sorted(number) == list(range(size))
         kept = [(np.array(one)[after[:, layer]] == before[:, layer]).sum() for one in permutations(range(size))]
         assert (number[after[:, layer]] == before[:, layer]).sum() == max(kept)
+
+
+def test_matching_very_many_tokens_takes_memory_of_the_rows_and_not_of_all_pairs_of_tokens() -> None:
+    size, random = 16_384, np.random.default_rng(7)
+    shuffle = random.permutation(size)
+    before = random.integers(0, size, 3 * size)
+    after = np.where(random.random(len(before)) < 0.9, shuffle[before], random.integers(0, size, len(before)))
+    tracemalloc.start()
+    (number,) = match_tokens(before[:, None].astype(np.uint16), after[:, None].astype(np.uint16), [size])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**25
+    assert (np.sort(number) == np.arange(size)).all()
+    assert (number[after] == before).sum() >= (np.argsort(shuffle)[after] == before).sum()
 
 
 def test_renumbered_codebooks_decode_to_the_same_vectors_and_undo_a_shuffle() -> None:
