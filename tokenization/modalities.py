@@ -13,16 +13,20 @@ from schemas.errors import BadInput
 def vector_matrix(column: pa.ChunkedArray | pa.Array, dim: int | None = None) -> np.ndarray:
     """float32 (n, dim) of a column of lists; a null is a zero row. Raises BadInput for lists of another length.
 
-    ``dim`` is needed where the column may hold nothing but nulls.
+    ``dim`` is needed where the column may hold nothing but nulls. Chunks are read one after the other: put together, lists of
+    2³¹ numbers and more would overflow their 32-bit offsets.
     """
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    valid = pc.is_valid(array).to_numpy(zero_copy_only=False)
-    lengths = pc.unique(pc.list_value_length(array.drop_null())).to_pylist()
-    width = dim if dim is not None else (lengths[0] if lengths else 0)
-    if any(length != width for length in lengths):
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    lengths = {length for chunk in chunks for length in pc.unique(pc.list_value_length(chunk.drop_null())).to_pylist()}
+    width = dim if dim is not None else max(lengths, default=0)
+    if lengths - {width}:
         raise BadInput(f"item_vectors: vectors of lengths {sorted(lengths)} where {width} was expected; remove the foreign rows")
-    rows = np.zeros((len(array), width), np.float32)
-    rows[valid] = pc.list_flatten(array.drop_null()).to_numpy(zero_copy_only=False).reshape(-1, width)
+    rows, start = np.zeros((len(column), width), np.float32), 0
+    for chunk in chunks:
+        valid = chunk.is_valid().to_numpy(zero_copy_only=False)
+        values = pc.list_flatten(chunk.drop_null()).to_numpy(zero_copy_only=False)
+        rows[start : start + len(chunk)][valid] = values.reshape(int(valid.sum()), width)
+        start += len(chunk)
     return rows
 
 

@@ -153,6 +153,19 @@ class TestVectorMatrix:
         np.testing.assert_array_equal(vector_matrix(column), [[1, 2], [0, 0], [3, 4]])
         np.testing.assert_array_equal(vector_matrix(pa.array([None], pa.list_(pa.float32())), 3), [[0, 0, 0]])
 
+    def test_chunks_follow_each_other_whatever_they_hold(self) -> None:
+        kind = pa.list_(pa.float32())
+        parts = [[[1.0, 2.0]], [], [None, None], [[3.0, 4.0], None, [5.0, 6.0]]]
+        column = pa.chunked_array([pa.array(part, kind) for part in parts], kind)
+        np.testing.assert_array_equal(vector_matrix(column), [[1, 2], [0, 0], [0, 0], [3, 4], [0, 0], [5, 6]])
+        assert vector_matrix(pa.chunked_array([], kind), 3).shape == (0, 3)
+
+    def test_more_numbers_than_32_bit_offsets_count_are_read(self) -> None:
+        """A mebibyte that stands for 2 GiB, of lists too long: the case costs no memory, since their lengths are refused."""
+        chunk = pa.ListArray.from_arrays(pa.array([0, 2**20], pa.int32()), pa.array(np.zeros(2**20, np.int8)))
+        with pytest.raises(BadInput, match=r"lengths \[1048576\] where 4 was expected"):
+            vector_matrix(pa.chunked_array([chunk] * 2**11), 4)
+
     def test_other_lengths_are_refused(self) -> None:
         with pytest.raises(BadInput, match="lengths"):
             vector_matrix(pa.array([[1.0], [1.0, 2.0]], pa.list_(pa.float32())))
