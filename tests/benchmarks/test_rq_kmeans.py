@@ -13,7 +13,16 @@ from benchmarks.rq_kmeans import Plan, main
 from benchmarks.rq_kmeans_data import Dataset, clustered, published, repeated_share, simulated
 from benchmarks.rq_kmeans_kernels import VARIABLE, choose_kernel
 from benchmarks.rq_kmeans_peers import faiss_kmeans, faiss_rq, sklearn_minibatch, superkmeans, unpacked
-from benchmarks.rq_kmeans_quality import BEAM_PEERS, GREEDY_PEERS, OURS, OURS_BEAM, PEERS, figures_of, score_published
+from benchmarks.rq_kmeans_quality import (
+    BEAM_PEERS,
+    GREEDY_PEERS,
+    OURS,
+    OURS_BEAM,
+    PEERS,
+    figures_of,
+    of_trainings,
+    score_published,
+)
 from benchmarks.rq_kmeans_refresh import changed_share
 from benchmarks.rq_kmeans_speed import Growth, differences, seconds_until, squared_error, variance
 from benchmarks.rq_kmeans_vae import Codebook, Training, nearest
@@ -86,12 +95,24 @@ def metrics(error, *entropies):
 
 def test_errors_and_entropies_are_compared_at_equal_beam():
     table = {OURS: metrics(2.0, 3.0, 2.0), OURS_BEAM: metrics(1.0, 3.5, 2.5)}
-    table |= {peer: metrics(4.0, 2.0, 2.2) for peer in GREEDY_PEERS} | {peer: metrics(4.0, 3.0, 2.0) for peer in BEAM_PEERS}
+    table |= {peer: of_trainings([metrics(4.0, 2.0, 2.2)]) for peer in GREEDY_PEERS}
+    table |= {peer: of_trainings([metrics(4.0, 3.0, 2.0)]) for peer in BEAM_PEERS}
     figures = figures_of({"data": table})
     assert figures["error_ratio"]["data"] == {peer: 0.25 if peer in BEAM_PEERS else 0.5 for peer in PEERS}
     assert figures["entropy_margin"]["data"] == pytest.approx(min((5 - 4.2) / 2, (6 - 5) / 2))
     assert figures["entropy_margin_layers"]["data"] == pytest.approx([min(1, 0.5), min(-0.2, 0.5)])
     assert figures["entropy_ratio"]["data"] == [0.75, 0.5]
+
+
+def test_a_peer_has_its_least_error_and_the_highest_entropies_of_all_its_trainings():
+    table = {OURS: metrics(2.0, 4.0, 4.0), OURS_BEAM: metrics(2.0, 4.0, 4.0)}
+    table |= {peer: of_trainings([metrics(4.0, 1.0, 1.0)]) for peer in PEERS}
+    peer = GREEDY_PEERS[1]
+    table[peer] = of_trainings([metrics(3.0, 3.5, 2.0), metrics(2.5, 2.5, 2.5), metrics(3.5, 2.0, 3.25)])
+    figures = figures_of({"data": table})
+    assert figures["error_ratio"]["data"][peer] == pytest.approx(2.0 / 2.5)
+    assert figures["entropy_margin"]["data"] == pytest.approx(4 - (3.5 + 2) / 2)
+    assert figures["entropy_margin_layers"]["data"] == pytest.approx([0.5, 0.75])
 
 
 def test_float64_judges_codes_that_differ():
