@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,12 +45,13 @@ class Dataset:
 
 @dataclass(frozen=True)
 class PublishedCodes:
-    """Codes (n, layers) of someone else's quantiser, by the items' own numbers."""
+    """Codes (n, layers) of someone else's quantiser, by the items' own numbers; a label each where those numbers tell it."""
 
     name: str
     codes: npt.NDArray[np.uint16]
     sizes: tuple[int, ...]
     pairs: npt.NDArray[np.int64] | None = None
+    labels: list[str] | None = None
 
 
 def real_data() -> Path:
@@ -67,12 +69,17 @@ def industrial(folder: Path, sizes: tuple[int, ...], descriptions: bool = True) 
     if not (source / "item.json").is_file():
         progress(f"industrial: left out, {source / 'item.json'} is absent; {REAL_DATA} names the folder of real data")
         return None
-    items = json.loads((source / "item.json").read_text())
-    rows = [items[str(number)] for number in range(len(items))]
+    rows = _by_number(source / "item.json")
     texts = [_text(row) if descriptions else row["title"] for row in rows]
     vectors = embed(texts, folder / "industrial.npy")
     pairs = _neighbours(_sequences([source / "valid.csv", source / "test.csv"]))
     return Dataset("industrial", vectors, sizes, [row["brand"] for row in rows], pairs)
+
+
+def _by_number(path: Path) -> list[Any]:
+    """What a JSON file has of each item, in the order of their numbers."""
+    table = json.loads(path.read_text())
+    return [table[str(number)] for number in range(len(table))]
 
 
 def _text(row: dict[str, str]) -> str:
@@ -147,7 +154,10 @@ def repeated_share(dataset: Dataset) -> float:
 
 
 def published() -> list[PublishedCodes]:
-    """Published codes of Beauty and of Industrial, without the digit that tells equal codes apart."""
+    """Published codes of Beauty and of Industrial, without the digit that tells equal codes apart.
+
+    Industrial's items have their brand as label; of Beauty's nothing is there by the numbers that the codes go by.
+    """
     found = []
     folder = real_data() / "published-codebooks"
     if not folder.is_dir():
@@ -155,16 +165,15 @@ def published() -> list[PublishedCodes]:
     for name in ("rqkmeans", "rqvae"):
         path = folder / f"tiger-beauty.index_{name}.json"
         if path.is_file():
-            table = json.loads(path.read_text())
-            codes = np.array([table[str(number)][:3] for number in range(len(table))], np.uint16)
+            codes = np.array([tokens[:3] for tokens in _by_number(path)], np.uint16)
             sequences = json.loads((folder / "tiger-beauty.inter.json").read_text())
             pairs = _neighbours([[int(item) for item in items] for items in sequences.values()])
             found.append(PublishedCodes(f"tiger_{name}_beauty", codes, (256, 256, 256), pairs))
     path = real_data() / "amazon-industrial" / "index.json"
     if path.is_file():
-        table = json.loads(path.read_text())
-        tokens = [[int(re.sub(r"\D", "", token)) for token in table[str(number)]] for number in range(len(table))]
-        tables = [path.with_name("valid.csv"), path.with_name("test.csv")]
-        codes = np.array(tokens, np.uint16)
-        found.append(PublishedCodes("minionerec_rqvae_industrial", codes, (256, 256, 256), _neighbours(_sequences(tables))))
+        codes = np.array([[int(re.sub(r"\D", "", token)) for token in tokens] for tokens in _by_number(path)], np.uint16)
+        pairs = _neighbours(_sequences([path.with_name("valid.csv"), path.with_name("test.csv")]))
+        items = path.with_name("item.json")
+        labels = [row["brand"] for row in _by_number(items)] if items.is_file() else None
+        found.append(PublishedCodes("minionerec_rqvae_industrial", codes, (256, 256, 256), pairs, labels))
     return found

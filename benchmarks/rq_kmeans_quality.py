@@ -95,7 +95,7 @@ def score(dataset: Dataset, answer: Answer, codes: str = "codes") -> Metrics:
 
 def score_published(codes: PublishedCodes) -> Metrics:
     """Metrics of published codes: no vectors are published with them, so no error."""
-    return codebook_metrics(codes.codes, codes.sizes, pairs=codes.pairs)
+    return codebook_metrics(codes.codes, codes.sizes, labels=codes.labels, pairs=codes.pairs)
 
 
 def show(dataset: str, name: str, metrics: Metrics) -> None:

@@ -146,6 +146,24 @@ def test_published_codes_are_those_that_the_reference_measured(real_data):
     assert used == [48, 256, 256]
 
 
+def test_published_codes_of_items_with_brands_say_how_much_of_the_brand_they_tell(tmp_path, monkeypatch):
+    (folder := tmp_path / "amazon-industrial").mkdir()
+    brands = ["a", "a", "b", "b", ""]  # of the last one nothing is known
+    codes = [["<a_1>", "<b_0>"], ["<a_1>", "<b_7>"], ["<a_2>", "<b_0>"], ["<a_2>", "<b_7>"], ["<a_1>", "<b_7>"]]
+    (folder / "index.json").write_text(json.dumps({str(number): [*code, "<c_3>"] for number, code in enumerate(codes)}))
+    items = [{"title": "", "description": "", "brand": brand} for brand in brands]
+    (folder / "item.json").write_text(json.dumps({str(number): row for number, row in enumerate(items)}))
+    for name in ("valid.csv", "test.csv"):
+        (folder / name).write_text("user_id,history_item_id,item_id\n")
+    monkeypatch.setenv("ONEREC_REAL_DATA", str(tmp_path))
+    (found,) = published()
+    assert found.codes.tolist() == [[1, 0, 3], [1, 7, 3], [2, 0, 3], [2, 7, 3], [1, 7, 3]]
+    assert score_published(found)["prefixes"][0]["nmi"] == pytest.approx(1)
+    assert score_published(found)["prefixes"][2]["nmi"] == pytest.approx(2 / 3)
+    (folder / "item.json").unlink()
+    assert "nmi" not in score_published(published()[0])["prefixes"][0]
+
+
 def test_equal_vectors_are_counted(tmp_path):
     np.save(tmp_path / "some.npy", np.array([[1, 2], [1, 2], [3, 4], [1, 2]], np.float32))
     assert repeated_share(Dataset("some", tmp_path / "some.npy", (2,))) == 0.75
