@@ -8,6 +8,7 @@ number j (the j-th code) holds the items ``item_offsets[j] … item_offsets[j + 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -176,20 +177,45 @@ class TokenTrie:
         return int(depths[0]) if len(depths) else 0
 
     def _is_sound(self) -> bool:
-        """Whether the arrays' lengths and ends fit together, so that no look-up leaves them."""
+        """Whether the arrays fit together, so that no look-up leaves them and each finds its token. Reads every array once."""
+        return self._has_shape() and self._has_sound_tokens() and self._has_sound_items()
+
+    def _has_shape(self) -> bool:
+        """Whether lengths and ends fit together, and each depth's edges lead to the nodes of the next."""
         inner, edges, codes = len(self.offsets) - 1, len(self.tokens), len(self.item_offsets) - 1
         starts = self.depth_starts
         return bool(
-            len(self.sizes) > 0
+            min(len(self.sizes), len(self.offsets), len(self.item_offsets)) > 0
             and len(starts) == len(self.sizes) + 2
+            and starts[0] == 0
+            and starts[1] == 1
+            and (np.diff(starts) >= 0).all()
             and starts[-2] == inner
             and starts[-1] == edges + 1
             and starts[-1] - starts[-2] == codes
-            and self.offsets[0] == 0
             and self.offsets[-1] == edges
-            and self.item_offsets[-1] == len(self.item_rows)
+            and (self.offsets[starts[:-2]] == starts[1:-1] - 1).all()
             and (np.diff(self.offsets) >= 0).all()
+        )
+
+    def _has_sound_tokens(self) -> bool:
+        """Whether tokens are below their layer's size and ascend below each node."""
+        layers = [self.tokens[start - 1 : stop - 1] for start, stop in pairwise(self.depth_starts[1:].tolist())]
+        if any(len(tokens) and int(tokens.max()) >= size for tokens, size in zip(layers, self.sizes.tolist(), strict=True)):
+            return False
+        descents = self.tokens[1:] <= self.tokens[:-1]
+        first_edges = self.offsets[1:-1]  # of all nodes but the root: only there may a token be no larger than the one before
+        descents[first_edges[(first_edges > 0) & (first_edges < len(self.tokens))] - 1] = False
+        return not descents.any()
+
+    def _has_sound_items(self) -> bool:
+        """Whether each code's items are a piece of ``item_rows``, and these rows of the input."""
+        items = len(self.item_rows)
+        return bool(
+            self.item_offsets[0] == 0
+            and self.item_offsets[-1] == items
             and (np.diff(self.item_offsets) >= 0).all()
+            and (not items or (self.item_rows.min() >= 0 and self.item_rows.max() < items))
         )
 
 

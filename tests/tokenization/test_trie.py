@@ -1,6 +1,7 @@
 """The trie of legal tokens, against a dict of dicts."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,7 @@ def test_masks_steps_and_membership_are_those_of_nested_dicts(case):
     codes = random.integers(0, 5, (60, layers))
     assert trie.contains(codes).tolist() == [tuple(code) in set(rows) for code in codes.tolist()]
     assert trie.codes == len(set(rows))
+    assert trie._is_sound()
 
 
 @settings(max_examples=100, deadline=None)
@@ -133,6 +135,29 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, damage):
         path.unlink()
     with pytest.raises(BadInput, match=r"trie\.safetensors: "):
         TokenTrie.load(path)
+
+
+@pytest.mark.parametrize(
+    ("array", "place", "value"),
+    [
+        ("tokens", 2, 4),  # its layer has four
+        ("tokens", 1, 0),  # that of the edge before it too
+        ("tokens", 3, 0),  # below that of the edge before it
+        ("item_rows", 3, 5),
+        ("item_rows", 0, -1),
+        ("item_offsets", 0, -1),
+        ("offsets", 1, 3),  # the root would have a child of the second depth
+        ("depth_starts", 1, 2),
+    ],
+)
+def test_an_altered_value_is_found_when_the_trie_is_loaded(tmp_path, array, place, value):
+    trie = TokenTrie.build(np.array([[0, 1], [0, 3], [1, 0], [1, 3], [1, 3]]), sizes=[2, 4])
+    altered = getattr(trie, array).copy()
+    assert altered[place] != value
+    altered[place] = value
+    replace(trie, **{array: altered}).save(tmp_path / "trie.safetensors")
+    with pytest.raises(BadInput, match=r"trie\.safetensors: its arrays do not make a trie"):
+        TokenTrie.load(tmp_path / "trie.safetensors")
 
 
 @pytest.mark.parametrize(
