@@ -136,15 +136,22 @@ class NearestCentroid:
         scores = block @ self._wide.T
         scores *= -2
         scores += self._squares
-        unit = float(np.finfo(np.float64).eps) / 2
-        dim = block.shape[1]  # |c|² is a sum too
-        bound = 2 * unit * (2 * (dim + 2) * norms * self._largest + (dim + 3) * self._largest**2)
-        bound += 4 * unit * (dim + 3) * (norms**2 + self._largest**2)  # and the differences that decide are sums of squares
-        limit = np.nextafter(scores.min(axis=1) + bound, np.inf)
+        limit = np.nextafter(scores.min(axis=1) + float64_bound(block.shape[1], norms, self._largest), np.inf)
         labels = np.zeros(len(block), np.int64)
         for row, near in enumerate(scores <= limit[:, None]):
             nearest_listed(block[row : row + 1], self._wide, np.flatnonzero(near)[None], labels[row : row + 1])
         return labels
+
+
+def float64_bound(dim: int, norms: npt.NDArray[np.float64], largest: float) -> npt.NDArray[np.float64]:
+    """How far apart two float64 scores |c|² − 2 x·c may lie (n,) whose order is not that of the squared differences that decide.
+
+    Of rows x with ``norms`` (n,) and centroids of norms up to ``largest``, both of ``dim`` columns, summed in any order.
+    """
+    unit = float(np.finfo(np.float64).eps) / 2
+    scores = 2 * unit * (2 * (dim + 2) * norms * largest + (dim + 3) * largest**2)  # |c|² is a sum too
+    differences = 4 * unit * (dim + 3) * (norms**2 + largest**2)  # and what decides is sums of squares
+    return scores + differences
 
 
 def first_of_equal_rows(matrix: FloatArray) -> npt.NDArray[np.int64]:

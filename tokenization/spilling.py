@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tokenization.assignment import float64_bound
 from tokenization.collisions import over_full
 from tokenization.metrics import prefix_keys
 from tokenization.residual import Codes, check_codes, residual_norms
@@ -108,21 +109,26 @@ class _LastLayer:
         self._residual_BD = vectors_BD.astype(np.float64)
         self._score_BK = self._square_K - 2 * self._residual_BD @ self._centroids_KD.T
         norm_B = np.sqrt(np.einsum("bd,bd->b", self._residual_BD, self._residual_BD))
-        unit, largest = float(np.finfo(np.float64).eps) / 2, float(np.sqrt(self._square_K.max()))
-        # Two scores whose order float64 may have wrong lie no farther apart than this.
-        self._slack_B = 2 * unit * (2 * (vectors_BD.shape[1] + 2) * norm_B * largest + 3 * largest**2)
+        largest = float(np.sqrt(self._square_K.max()))
+        self._slack_B = float64_bound(vectors_BD.shape[1], norm_B, largest)
 
     def nearest(self, row: int, open_K: npt.NDArray[np.bool_], max_error: float | None) -> int | None:
         """The nearest open token of a row of the block, unless it lies too far away."""
+        from tokenization.nearest_kernels import nearest_listed
+
         if not open_K.any():
             return None
         score_K = np.where(open_K, self._score_BK[row], np.inf)
-        near = np.flatnonzero(score_K <= score_K.min() + self._slack_B[row])
-        squared = self._squared(row, near)
-        place = int(squared.argmin())
-        if max_error is not None and squared[place] > (1 + max_error) ** 2 * self._squared(row, self._own_B[[row]])[0]:
-            return None
-        return int(near[place])
+        near = np.flatnonzero(score_K <= np.nextafter(score_K.min() + self._slack_B[row], np.inf))
+        # By the loop that decides in encoding, so that both tell apart the same distances.
+        label = np.zeros(1, np.int64)
+        nearest_listed(self._residual_BD[row : row + 1], self._centroids_KD, near[None], label)
+        token = int(label[0])
+        if max_error is not None:
+            squared, own = self._squared(row, np.array([token, self._own_B[row]]))
+            if squared > (1 + max_error) ** 2 * own:
+                return None
+        return token
 
     def _squared(self, row: int, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         difference = self._residual_BD[row] - self._centroids_KD[tokens]

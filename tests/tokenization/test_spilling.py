@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tokenization.vector_cases import nearly_equal_lengths, square
 from tokenization.collisions import over_cap
 from tokenization.residual import encode, residual_norms
 from tokenization.spilling import spill, spread
@@ -99,6 +100,16 @@ def test_a_repeated_centroid_takes_items_at_no_cost():
     codebook = np.array([[0.0], [5.0], [0.0]], np.float32)
     vectors = np.zeros((3, 1), np.float32)
     assert spread(vectors, encode(vectors, [codebook]), ["b", "a", "c"], [codebook], 1, max_error=0.0).tolist() == [[2], [0], [0]]
+
+
+@pytest.mark.parametrize(("dim", "gap"), [(376, 20), (1024, 60), (4096, 250)])
+def test_tokens_whose_squared_lengths_float64_cannot_tell_are_told_apart(dim, gap):
+    """As encoding does: the smallest score may be that of a token which is not the nearest."""
+    codebook = nearly_equal_lengths(dim, gap)
+    codebook = np.concatenate([codebook, codebook[:1] * np.float32(1.01)])
+    assert square(codebook[1]) < square(codebook[0])
+    vector, own, full = np.zeros((1, dim + 8), np.float32), np.array([[2]]), np.array([[2]])
+    assert spill(vector, own, ["a"], [1.0], [codebook], full, [1], cap=1).tolist() == [[1]]
 
 
 def test_misuse_is_said():
