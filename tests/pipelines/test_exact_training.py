@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines import exact_sums
+from pipelines import exact_sums, exact_training
 from pipelines.exact_sums import MergeSums
 from pipelines.exact_training import PartedVectors
 from pipelines.runner import LOCAL, open_pipeline
@@ -100,6 +101,22 @@ def test_a_bundle_that_fails_and_is_tried_again_changes_nothing(tmp_path: Path, 
     monkeypatch.undo()
     same(found, model(**few).fit(vectors))
     assert {operation for operation, _ in failed} >= {"extent", "step", "assign", "take"}
+
+
+@pytest.mark.slow
+def test_workers_that_merge_sums_before_the_last_one_does_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, asked = beam.CombineGlobally.with_fanout, set()
+
+    def with_fanout(self: Any, fanout: int) -> Any:
+        asked.add(fanout)
+        return whole(self, fanout)
+
+    monkeypatch.setattr(beam.CombineGlobally, "with_fanout", with_fanout)
+    monkeypatch.setattr(exact_training, "FANOUT", 2)  # one would merge nothing before
+    vectors = matrix("normal", ROWS, DIM, 8)
+    found = model().fit_source(parted(tmp_path, vectors, 97))
+    same(found, model().fit(vectors))
+    assert asked == {2}, "there are more than four parts"
 
 
 def test_sums_merge_in_any_order_and_leave_what_they_merge() -> None:

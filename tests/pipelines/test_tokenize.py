@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save
 
 from pipelines import tokenize_items
+from pipelines.part_transforms import EncodePart, SpillPart
 from schemas.config import Config
 from schemas.errors import BadInput, GateFailed
 from schemas.lake import Lake, create_lake
@@ -23,6 +24,7 @@ from tokenization.token_set import publish_token_set
 from tokenization.trie import TokenTrie
 
 pytestmark = pytest.mark.slow
+RETRYING = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
 SIZES = [2, 3, 8]
 NAMES = [f"{letter}{number:02d}" for letter in "zéa" for number in range(40)]
 VECTORS = np.round(np.random.default_rng(5).normal(size=(len(NAMES), 4)), 1).astype(np.float32)
@@ -113,6 +115,33 @@ def test_items_that_came_earlier_keep_their_tokens_until_all_are_tokenised_again
     anew = spread(VECTORS, codebook.encode(VECTORS), NAMES, codebook.codebooks, 2, None)
     assert tokens(lake) == {name: tuple(code) for name, code in zip(NAMES, anew.tolist(), strict=True)}
     assert tokens(lake) != found
+
+
+def test_a_bundle_that_fails_and_is_tried_again_changes_nothing(make, monkeypatch) -> None:
+    lake = make(collisions="cap", collision_cap=2, collision_max_error=1.0)
+    land(lake, slice(None))
+    once = tokenize_items.run(lake)
+    rows, failed = lake.read(ITEM_TOKENS).sort_by("item_id"), set()
+
+    def fail_once(kind: type) -> None:
+        whole = kind.process
+
+        def process(self: Any, part: str) -> None:
+            whole(self, part)  # its part is written
+            if (kind, part) not in failed:
+                failed.add((kind, part))
+                raise RuntimeError("this worker was lost")
+
+        monkeypatch.setattr(kind, "process", process)
+
+    fail_once(EncodePart)
+    fail_once(SpillPart)
+    again = tokenize_items.run(lake, retokenise=True, runner=RETRYING)
+    assert {kind for kind, _ in failed} == {EncodePart, SpillPart}
+    assert lake.read(ITEM_TOKENS).sort_by("item_id").equals(rows)
+    assert again["encoded"] == once["encoded"] == len(NAMES)
+    assert again["collisions"] == once["collisions"]
+    assert once["collisions"]["moved"] > 0
 
 
 def test_suffixes_make_codes_unique_and_stay_and_the_token_set_has_four_tokens(make) -> None:
