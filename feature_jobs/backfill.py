@@ -1,6 +1,7 @@
 """``onerec backfill``: rebuilds named dates with every landing there is, and marks what depends on them as stale."""
 
 import datetime as dt
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
@@ -10,7 +11,7 @@ from feature_jobs.pathways import run_pathways
 from feature_jobs.samples import STEP as SAMPLES_STEP
 from feature_jobs.samples import run_samples
 from feature_jobs.samples_inputs import event_partitions, partition_dates, previous_state
-from feature_jobs.stale import Marks, mark_stale
+from feature_jobs.stale import UNFINISHED, Marks, mark_stale
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.runs import step_run
@@ -31,9 +32,11 @@ def run_backfill(spark: "SparkSession", lake: Lake, first: dt.date, last: dt.dat
     with step_run(lake, "backfill", first) as run:
         previous_state(lake, first, run.reads(lake, USER_STATE))
         stale = what_depends(lake, first, last)
+        mark_stale(lake, _to_rebuild(dates))
         mark_stale(lake, stale)
         for date in dates:
             days += [run_samples(spark, lake, date, every_landing=True), run_pathways(spark, lake, date, every_landing=True)]
+        mark_stale(lake, stale)  # once more: a later day's step that ran meanwhile, on the old state, took its own mark away
     return run.to_json() | {
         "from": first.isoformat(),
         "to": last.isoformat(),
@@ -54,6 +57,12 @@ def backfill_dates(lake: Lake, first: dt.date, last: dt.date) -> list[dt.date]:
             f"--from {first} --to {last}: {lake.table_uri(EVENTS)} has no events of these dates; choose others, or ingest first"
         )
     return dates
+
+
+def _to_rebuild(dates: Iterable[dt.date]) -> Marks:
+    """Marks of the dates themselves. Each step takes its own away, so those that a killed or refused backfill did not come to
+    stay: they were made from what it has replaced."""
+    return {date.isoformat(): {SAMPLES_STEP: UNFINISHED, PATHWAYS_STEP: UNFINISHED} for date in dates}
 
 
 def what_depends(lake: Lake, first: dt.date, last: dt.date, because: str | None = None) -> Marks:

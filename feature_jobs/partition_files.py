@@ -135,8 +135,8 @@ def commit_files(
     for _ in range(COMMIT_ATTEMPTS):
         try:
             target = _with_declared_columns(lake, table)
-            if read and target.version() != read[0]:
-                _check_unchanged(lake, table, read, target.version())
+            if read:
+                check_unchanged(lake, table, read, target.version())
             check_nobody_forgotten(lake)
             _check_present(lake, table, added)
             removes = _removals(live_files(target, table), replaced, table)
@@ -201,11 +201,16 @@ def _removals(live: pa.Table, replaced: pads.Expression, table: Table) -> list[R
     ]
 
 
-def _check_unchanged(lake: Lake, table: Table, read: tuple[int, pads.Expression], version: int) -> None:
-    before, now = (live_files(lake.open_table(table, number), table) for number in (read[0], version))
+def check_unchanged(lake: Lake, table: Table, read: tuple[int, pads.Expression], version: int | None = None) -> None:
+    """Raise BadInput if the files that ``read`` (a version, and partitions or files of it) selects are others by ``version``
+    (the newest if None): what was computed from them is outdated before it is published."""
+    opened = lake.open_table(table, version)
+    if opened.version() == read[0]:
+        return
+    before, now = (live_files(one, table) for one in (lake.open_table(table, read[0]), opened))
     names = [sorted((some.filter(read[1]) if len(some) else some)["path"].to_pylist()) for some in (before, now)]
     if names[0] != names[1]:
         raise BadInput(
-            f"{lake.table_uri(table)}: another process wrote the same partitions meanwhile, so this run published nothing "
-            "there; run it again when the other has ended"
+            f"{lake.table_uri(table)}: another process wrote partitions that this run had read, so it published no more; run it "
+            "again when the other has ended"
         )

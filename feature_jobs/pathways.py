@@ -15,6 +15,7 @@ import pyarrow.dataset as pads
 
 from feature_jobs.bucket_files import bucket_files, recorded_rows, run_by_bucket
 from feature_jobs.item_versions import item_versions
+from feature_jobs.partition_files import check_unchanged
 from feature_jobs.pathways_bucket import DayInputs, advance_bucket
 from feature_jobs.pathways_commit import WRITTEN, commit_day
 from feature_jobs.pathways_late import LateInputs
@@ -105,6 +106,9 @@ def _pathways(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: b
     counts = _counts(reports, behaviours, recorded_rows(lake, USER_STATE, state_version, of_state))
     for name, of_table in counts.items():
         of_table.check(name)
+    before.check_unchanged(lake)  # who changes them marks this day as stale: its mark must not go for what was made before
+    check_unchanged(lake, DAILY_SAMPLES, (sampled_version, of_day))
+    check_unchanged(lake, EVENTS, (version, _of_pairs(late)))
     commit_day(lake, date, {table.name: [report["files"][table.name] for report in reports] for table in WRITTEN})
     for name, of_table in counts.items():
         run.table(name, of_table)

@@ -16,7 +16,7 @@ import pyarrow.dataset as pads
 from feature_jobs.bucket_files import bucket_files, recorded_rows, run_by_bucket
 from feature_jobs.gates import DayFigures, check_gate_names, check_gates, trailing_figures
 from feature_jobs.item_versions import item_versions
-from feature_jobs.partition_files import FileReport, commit_files
+from feature_jobs.partition_files import FileReport, check_unchanged, commit_files
 from feature_jobs.samples_bucket import SampleInputs, count_bucket, write_bucket
 from feature_jobs.samples_cells import cell_folder, distinct_items, merge_plan
 from feature_jobs.samples_inputs import event_partitions, previous_state, sample_landings
@@ -81,6 +81,8 @@ def _samples(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bo
     try:
         counts.check(DAILY_SAMPLES.name)
         check_gates(figures, settings.gates, date)
+        before.check_unchanged(lake)  # who changes them marks this day as stale: its mark must not go for what was made before
+        check_unchanged(lake, EVENTS, (version, chosen))
     except BaseException:
         _discard(lake, files)
         raise

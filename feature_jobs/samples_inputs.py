@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from feature_jobs.bucket_files import BucketFiles, bucket_files
+from feature_jobs.partition_files import check_unchanged
 from feature_jobs.samples_notes import newest_notes
 from schemas.errors import BadInput
 from schemas.lake import Lake
@@ -25,10 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreviousState:
-    """``user_state`` at the end of the day before: its files by bucket (none on the lake's first day), landings seen."""
+    """``user_state`` at the end of the day before (``date``), at the table's ``version`` that it was read at: its files by bucket
+    (none on the lake's first day), landings seen."""
 
+    date: dt.date
+    version: int
     files: BucketFiles
     seen: frozenset[dt.date]
+
+    def check_unchanged(self, lake: Lake) -> None:
+        """Raise BadInput if it was written anew since it was read."""
+        check_unchanged(lake, USER_STATE, (self.version, pads.field("date") == self.date))
 
 
 def partition_dates(lake: Lake, table: Table, column: str = "date", version: int | None = None) -> set[dt.date]:
@@ -54,7 +62,7 @@ def previous_state(lake: Lake, date: dt.date, version: int) -> PreviousState:
     yesterday = date - dt.timedelta(days=1)
     files = bucket_files(lake, USER_STATE, version, pads.field("date") == yesterday)
     if files.buckets:
-        return PreviousState(files, landings_seen(files, files.partitions))
+        return PreviousState(yesterday, version, files, landings_seen(files, files.partitions))
     states = {day for day in partition_dates(lake, USER_STATE, version=version) if day < date}
     samples = {day for day in partition_dates(lake, DAILY_SAMPLES) if day < date}
     if states or samples:
@@ -63,7 +71,7 @@ def previous_state(lake: Lake, date: dt.date, version: int) -> PreviousState:
             f"{lake.table_uri(USER_STATE)}: no state of {yesterday}, which {date} starts from, though earlier days exist; "
             f"run `onerec samples` and `onerec pathways` for --date {first}" + (f" to {yesterday}" if first < yesterday else "")
         )
-    return PreviousState(files, frozenset())
+    return PreviousState(yesterday, version, files, frozenset())
 
 
 def landings_seen(files: BucketFiles, paths: Iterable[str]) -> frozenset[dt.date]:

@@ -10,6 +10,7 @@ import pyarrow.dataset as pads
 from pyspark.sql import SparkSession
 
 from feature_jobs.bucket_files import BucketFiles, bucket_files, partition_values, run_by_bucket
+from feature_jobs.partition_files import check_unchanged
 from feature_jobs.session import table_failures_named
 from feature_jobs.shard_files import (
     MANIFEST,
@@ -32,7 +33,7 @@ from feature_jobs.shard_records import (
     user_day_records,
 )
 from feature_jobs.shard_side_tables import keys_with_tokens, write_items, write_lifelong, write_tokens
-from feature_jobs.stale import clear_stale
+from feature_jobs.stale import check_finished, clear_stale
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Registry
@@ -46,11 +47,16 @@ _DAY_TABLES = (DAILY_SAMPLES, PATHWAY_STATIC, PATHWAY_SHORT, PATHWAY_POSITIVE)
 def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
     """Build one day's shard and publish its manifest; data files that no manifest names are removed.
 
-    Raises BadInput if the day has no samples, its pathways do not belong to them, or no token set is published.
+    Raises BadInput if the day has no samples, its pathways do not belong to them, a backfill is rebuilding it or was stopped, or
+    no token set is published.
     """
     root = shards_root(lake)
     with step_run(lake, "shards", date) as step, writer_lock(root), table_failures_named():
+        check_finished(lake, date)
         manifest, samples = _build(spark, lake, root, date, step)
+        for table in _DAY_TABLES:
+            check_unchanged(lake, table, (step.inputs[table.name], pads.field("date") == date))
+        check_finished(lake, date)
         write_manifest(day_folder(root, date.isoformat()) / MANIFEST, manifest)
         _drop_stale_masks(root, date, manifest)
         step.extra["files_removed"] = clean(root)

@@ -1,7 +1,8 @@
 """Marks of what a backfill left outdated: ``LAKE/stale.json``, ``{date: {step: reason}}``.
 
 Dates are YYYY-MM-DD, steps as their commands are named. A backfill writes its marks before it changes anything, so one
-that was killed leaves them. Whoever makes a stale thing anew takes its mark away with ``clear_stale``.
+that was killed leaves them. Whoever makes a stale thing anew takes its mark away with ``clear_stale``. One process at a time
+changes the file, where the filesystem has locks.
 """
 
 import datetime as dt
@@ -12,9 +13,13 @@ import pyarrow.fs as pafs
 
 from schemas.errors import BadInput
 from schemas.lake import Lake, write_atomically
+from schemas.suppression import locked
 
 STALE_FILE = "stale.json"
 MAX_STALE_BYTES = 16 * 2**20
+_LOCK = "stale"
+UNFINISHED = "a backfill that rebuilds it has not ended; run it again if it was stopped"
+"""The reason on the dates that a backfill is rebuilding: their tables may be of two runs."""
 Marks = dict[str, dict[str, str]]
 """date → step → reason."""
 
@@ -40,17 +45,26 @@ def read_stale(lake: Lake) -> Marks:
 def mark_stale(lake: Lake, marks: Mapping[str, Mapping[str, str]]) -> None:
     """Add marks (date → step → reason) to those there are."""
     if marks:
-        merged = read_stale(lake)
-        for date, steps in marks.items():
-            merged.setdefault(date, {}).update(steps)
-        _write(lake, merged)
+        with locked(lake, _LOCK):
+            merged = read_stale(lake)
+            for date, steps in marks.items():
+                merged.setdefault(date, {}).update(steps)
+            _write(lake, merged)
 
 
 def clear_stale(lake: Lake, date: dt.date, step: str) -> None:
     """Take away the mark of a step on a date, once it was made anew; nothing happens if there is none."""
-    marks = read_stale(lake)
-    if marks.get(date.isoformat(), {}).pop(step, None) is not None:
-        _write(lake, {day: steps for day, steps in marks.items() if steps})
+    with locked(lake, _LOCK):
+        marks = read_stale(lake)
+        if marks.get(date.isoformat(), {}).pop(step, None) is not None:
+            _write(lake, {day: steps for day, steps in marks.items() if steps})
+
+
+def check_finished(lake: Lake, date: dt.date) -> None:
+    """Raise BadInput if a backfill has begun to rebuild a date and has not ended (stopped or not)."""
+    for step, reason in read_stale(lake).get(date.isoformat(), {}).items():
+        if reason == UNFINISHED:
+            raise BadInput(f"{lake.root}: {step} of {date}: {reason}")
 
 
 def _write(lake: Lake, marks: Marks) -> None:

@@ -16,6 +16,7 @@ from feature_jobs.ingest.cap import joined_within_the_cap
 from feature_jobs.ingest.catalogue import DUPLICATE, FORGOTTEN
 from feature_jobs.ingest.forgotten import of_forgotten, without_forgotten
 from feature_jobs.ingest.judging import in_packs
+from feature_jobs.ingest.orphans import orphaned
 from feature_jobs.ingest.redelivery import changed_dates
 from feature_jobs.ingest.sources import input_columns
 from feature_jobs.owned_by_earlier import as_metadata, owned_by_earlier
@@ -36,14 +37,15 @@ ROW_GROUP_ROWS = 131_072
 @dataclass(frozen=True)
 class BucketTask:
     """What every bucket's task of a landing knows. ``others`` are the files of other landings on the days it may touch,
-    ``before`` those of the landing itself if somebody has taken it in (``redelivery``)."""
+    ``before`` those of the landing itself, and ``taken_in`` whether somebody was made from these (``redelivery``)."""
 
     lake: Lake
     landing_date: dt.date
     ingested_at: dt.datetime
     others: BucketFiles
     suppression: Suppression
-    before: BucketFiles | None = None
+    before: BucketFiles
+    taken_in: bool = False
 
     @property
     def others_dates(self) -> set[dt.date]:
@@ -55,7 +57,8 @@ class BucketTask:
 class BucketReport:
     """What a bucket's task did, by number of rows, and the files that it wrote. ``rewritten`` are paths of files that new ones
     replace: a later landing lost impressions to this earlier one. ``dates`` are the days of its good rows, of those too that
-    an earlier landing has; ``changed`` those of which the landing had other rows before. JSON holds the same."""
+    an earlier landing has; ``changed`` those of which the landing had other rows before; ``orphaned`` are rows by later landing
+    (``orphans``). JSON holds the same."""
 
     bucket: int
     kept: int = 0
@@ -65,6 +68,7 @@ class BucketReport:
     rewritten: list[str] = field(default_factory=list)
     dates: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    orphaned: dict[str, int] = field(default_factory=dict)
 
 
 def publish_bucket(task: BucketTask, bucket: int, blocks: Iterable[pa.Table]) -> str:
@@ -77,6 +81,8 @@ def publish_bucket(task: BucketTask, bucket: int, blocks: Iterable[pa.Table]) ->
     dates = integers(rows["date"])
     days = [_EPOCH + dt.timedelta(days=number) for number in np.unique(dates).tolist()]
     report.dates = [day.isoformat() for day in days]
+    brought = {day: keys[dates == (day - _EPOCH).days] for day in days}
+    report.orphaned = orphaned(task.before, task.others, bucket, task.landing_date, brought)
     repeated = _settle(task, bucket, rows, keys, report)
     owned = {day: keys[repeated & (dates == (day - _EPOCH).days)] for day in days} if repeated.any() else {}
     if owned:
@@ -85,7 +91,7 @@ def publish_bucket(task: BucketTask, bucket: int, blocks: Iterable[pa.Table]) ->
     report.kept = len(rows)
     ordered = _stamped(rows.take(pa.array(event_order(rows))), task.ingested_at)
     parts = dict(by_date(ordered))
-    report.changed = changed_dates(task.before, bucket, parts)
+    report.changed = changed_dates(task.before, bucket, parts) if task.taken_in else []
     for day in days:
         part = parts.get(day, ordered.slice(0, 0))
         report.files += _written(task.lake, bucket, day, task.landing_date, part, owned.get(day, _NOTHING))

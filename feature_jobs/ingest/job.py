@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ from feature_jobs.ingest.catalogue import DUPLICATE, FORGOTTEN, KEPT, append_onc
 from feature_jobs.ingest.catalogue import REJECTED as REJECTED_FATE
 from feature_jobs.ingest.landed_keys import LandedKeys
 from feature_jobs.ingest.landing import LANDED_TABLES, Landing
-from feature_jobs.ingest.redelivery import TakenIn, dates_gone, files_to_compare, taken_in, what_became_stale
+from feature_jobs.ingest.orphans import STEP, orphaned, orphans_told
+from feature_jobs.ingest.redelivery import TakenIn, dates_gone, taken_in, what_became_stale
 from feature_jobs.ingest.rules import Bounds
 from feature_jobs.ingest.shuffle import Dealing, KnownItems, dealt, work_on_groups
 from feature_jobs.ingest.sources import Source, look_at
@@ -31,7 +33,7 @@ from feature_jobs.partition_files import FileReport, commit_files
 from feature_jobs.run_folders import run_folder
 from feature_jobs.samples_drops import OVER_THE_CAP
 from feature_jobs.session import table_failures_named
-from feature_jobs.stale import mark_stale
+from feature_jobs.stale import clear_stale, mark_stale
 from schemas.errors import GateFailed
 from schemas.lake import Lake
 from schemas.runs import StepRun, TableCounts, step_run
@@ -47,7 +49,8 @@ class Landed:
     Of items and users ``rows`` has those to append (``_fate`` kept). Of events ``files`` are written and not committed,
     ``rewritten`` are the paths of the files that they replace besides the landing's own, ``dates`` the days of all good rows,
     also of those that were dropped because an earlier landing has them: whether it has is what another run may change.
-    ``changed`` are the dates of which somebody may have taken in other rows of this landing.
+    ``changed`` are the dates of which somebody may have taken in other rows of this landing; ``orphaned`` are rows that it no
+    longer brings and later landings (YYYY-MM-DD) had left to it.
     """
 
     table: Table
@@ -60,6 +63,7 @@ class Landed:
     rewritten: list[str] = field(default_factory=list)
     dates: set[dt.date] = field(default_factory=set)
     changed: set[dt.date] = field(default_factory=set)
+    orphaned: Counter[str] = field(default_factory=Counter)
     displaced: int = 0
 
     def add(self, fate: str, number: int) -> None:
@@ -82,7 +86,7 @@ def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> Ste
     events, items and users are as before, and quarantine shows the rejected rows.
     """
     files = {table.name: landing.files(table, date) for table in LANDED_TABLES}
-    with step_run(lake, "ingest", date) as step, ExitStack() as caches:
+    with step_run(lake, STEP, date) as step, ExitStack() as caches:
         caches.enter_context(table_failures_named())
         pinned = {table.name: step.reads(lake, table) for table in LANDED_TABLES}
         cores = spark.sparkContext.defaultParallelism
@@ -110,7 +114,12 @@ def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> Ste
         if redelivered:
             mark_stale(lake, redelivered["stale"])  # first: once the new rows are there, nobody can tell any more
             step.extra["redelivered"] = redelivered
+        orphans = orphans_told(date, events.orphaned)
+        if orphans:
+            mark_stale(lake, orphans[0])
+            step.extra["orphaned"] = {"rows": dict(sorted(events.orphaned.items())), "warning": orphans[1]}
         _publish(lake, date, landed, pinned)
+        clear_stale(lake, date, STEP)
         for part in landed:
             step.table(part.table, part.counts)
         step.extra |= {
@@ -195,8 +204,8 @@ def _events(
     dealing = Dealing(landing, source, known, Bounds.of(date, lake.config), buckets, lake.config.samples.user_day_cap)
     days = [date - dt.timedelta(days=offset) for offset in range(lake.config.ingest.max_late_days + 1)]
     others = bucket_files(lake, EVENTS, pinned[EVENTS.name], pads.field("date").isin(days) & (pads.field("landing_date") != date))
-    before = files_to_compare(lake, date, pinned[EVENTS.name], taken)
-    task = BucketTask(lake, date, dt.datetime.now(dt.UTC), others, suppression, before)
+    before = bucket_files(lake, EVENTS, pinned[EVENTS.name], pads.field("landing_date") == date)
+    task = BucketTask(lake, date, dt.datetime.now(dt.UTC), others, suppression, before, taken.anybody)
     reported = set()
 
     def work(group: int, blocks: Iterator[pa.Table]) -> str:
@@ -225,9 +234,12 @@ def _events(
         landed.rewritten += report["rewritten"]
         landed.dates |= {dt.date.fromisoformat(day) for day in report["dates"]}
         landed.changed |= {dt.date.fromisoformat(day) for day in report["changed"]}
+        landed.orphaned.update(report["orphaned"])
         landed.displaced += report["displaced"]
         reported.add(report["bucket"])
-    if before is not None:
+    for bucket in before.paths.keys() - reported:  # nothing is left of the landing there
+        landed.orphaned.update(orphaned(before, others, bucket, date, {}))
+    if taken.anybody:
         landed.changed |= dates_gone(lake, date, pinned[EVENTS.name], reported)
     return landed
 

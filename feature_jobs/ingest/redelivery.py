@@ -35,6 +35,11 @@ class TakenIn:
     sampled: frozenset[dt.date]
     seen: frozenset[dt.date]
 
+    @property
+    def anybody(self) -> bool:
+        """Whether anybody has; else it may change as it likes."""
+        return bool(self.sampled or self.seen)
+
     def since(self, date: dt.date) -> dt.date | None:
         """The first day there is that was made from the landing's events of a date; None if none was."""
         return date if date in self.sampled else min((day for day in self.seen if day >= date), default=None)
@@ -53,18 +58,9 @@ def taken_in(lake: Lake, landing: dt.date) -> TakenIn:
     )
 
 
-def files_to_compare(lake: Lake, landing: dt.date, version: int, taken: TakenIn) -> BucketFiles | None:
-    """The landing's files of a version of ``events``; None where nobody has taken it in and it may change as it likes."""
-    if not taken.sampled and not taken.seen:
-        return None
-    return bucket_files(lake, EVENTS, version, pads.field("landing_date") == landing)
-
-
-def changed_dates(before: BucketFiles | None, bucket: int, rows: Mapping[dt.date, pa.Table]) -> list[str]:
+def changed_dates(before: BucketFiles, bucket: int, rows: Mapping[dt.date, pa.Table]) -> list[str]:
     """The dates of which a bucket's rows of a landing (columns of ``events``, in their order) differ from its files before in
     more than when they were ingested."""
-    if before is None:
-        return []
     paths: dict[dt.date, list[str]] = {}
     for path in before.paths.get(bucket, ()):
         paths.setdefault(before.partitions[path]["date"], []).append(path)

@@ -55,8 +55,9 @@ def ingest(
         return
     opened = settings.open_or_create(lake, config, set_, zone.day_timezone)
     report = job.run(spark_session(master), opened, zone, day).to_json()
-    if "redelivered" in report:
-        progress(report["redelivered"]["warning"])
+    for told in ("redelivered", "orphaned"):
+        if told in report:
+            progress(report[told]["warning"])
     print_report(report, as_json=as_json)
 
 

@@ -3,12 +3,14 @@
 import datetime as dt
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from feature_jobs import backfill
 from feature_jobs.backfill import backfill_dates, what_depends
-from feature_jobs.stale import MAX_STALE_BYTES, STALE_FILE, clear_stale, mark_stale, read_stale
+from feature_jobs.stale import MAX_STALE_BYTES, STALE_FILE, check_finished, clear_stale, mark_stale, read_stale
 from onerec.command_line import run
 from schemas.errors import BadInput
 from schemas.lake import Lake
@@ -77,6 +79,44 @@ def test_marks_add_up_and_go_one_by_one(make_lake: Callable[..., Lake]) -> None:
     clear_stale(lake, DAYS[0], "shards")
     assert read_stale(lake) == {"2026-01-01": {"pathways": "three"}}
     assert json.loads(lake.local_path(STALE_FILE).read_text()) == read_stale(lake)
+
+
+def test_marks_of_processes_at_once_all_stay(make_lake: Callable[..., Lake]) -> None:
+    lake = make_lake()
+    steps = [f"step{number}" for number in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda step: mark_stale(lake, {str(DAYS[0]): {step: "made before"}}), steps))
+        assert set(read_stale(lake)[str(DAYS[0])]) == set(steps)
+        list(pool.map(lambda step: clear_stale(lake, DAYS[0], step), steps[1:]))
+    assert read_stale(lake) == {str(DAYS[0]): {steps[0]: "made before"}}
+
+
+def test_a_backfill_that_ends_early_leaves_the_dates_that_it_did_not_rebuild_stale(
+    make_lake: Callable[..., Lake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step takes its own mark away, as the real ones do; that of the second day's pathways never comes to it."""
+    lake = make_lake()
+    write_rows(lake, EVENTS, [event(str(day), day) for day in DAYS[:3]])
+
+    def step(name: str) -> Callable[..., Any]:
+        def made(_: Any, of: Lake, date: dt.date, *, every_landing: bool) -> dict[str, Any]:
+            assert every_landing
+            if (name, date) == ("pathways", DAYS[1]):
+                raise KeyboardInterrupt
+            clear_stale(of, date, name)
+            return {"tables": {}}
+
+        return made
+
+    for name in ("samples", "pathways"):
+        monkeypatch.setattr(backfill, f"run_{name}", step(name))
+    with pytest.raises(KeyboardInterrupt):
+        backfill.run_backfill(None, lake, DAYS[0], DAYS[2])  # type: ignore[arg-type]
+    left = {date: set(steps) for date, steps in read_stale(lake).items()}
+    check_finished(lake, DAYS[0])
+    with pytest.raises(BadInput, match=f"pathways of {DAYS[1]}: a backfill that rebuilds it has not ended"):
+        check_finished(lake, DAYS[1])
+    assert left == {str(DAYS[1]): {"pathways"}, str(DAYS[2]): {"samples", "pathways"}}
 
 
 def test_a_damaged_or_foreign_file_of_marks_is_named(make_lake: Callable[..., Lake]) -> None:

@@ -67,8 +67,9 @@ class Bucket:
     def land(self, landing: dt.date, brought: set[tuple[dt.date, str]]) -> None:
         """What ingest does with a landing's good rows."""
         version = self.lake.table_version(EVENTS)
-        others = bucket_files(self.lake, EVENTS, version, pads.field("landing_date") != landing)
-        task = BucketTask(self.lake, landing, utc("2026-02-01 00:00:00"), others, suppressed_users(self.lake))
+        wheres = (pads.field("landing_date") != landing, pads.field("landing_date") == landing)
+        others, before = (bucket_files(self.lake, EVENTS, version, where) for where in wheres)
+        task = BucketTask(self.lake, landing, utc("2026-02-01 00:00:00"), others, suppressed_users(self.lake), before)
         rows = [_row(date, name) for date, name in sorted(brought)]
         report = json.loads(publish_bucket(task, 0, [pa.Table.from_pylist(rows, schema=LANDED)]))
         assert report["dates"] == [str(date) for date in sorted({date for date, _ in brought})]

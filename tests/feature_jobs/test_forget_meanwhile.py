@@ -59,7 +59,7 @@ def test_a_table_that_changes_while_it_is_rewritten_is_left_as_it_is(lake: Lake,
 
     with monkeypatch.context() as patch:
         patch.setattr(forget, "rewrite", overtaken)
-        with pytest.raises(BadInput, match=r"history: another process wrote the same partitions meanwhile.*run it again"):
+        with pytest.raises(BadInput, match=r"history: another process wrote partitions that this run had read.*run it again"):
             forget.run(lake, ["anna"])
     assert "newcomer" in lake.read(HISTORY)["user_id"].to_pylist()
     forget.run(lake, ["anna"])

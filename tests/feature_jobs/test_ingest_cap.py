@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_jobs.bucket_files import bucket_files
+from feature_jobs.bucket_files import BucketFiles, bucket_files
 from feature_jobs.ingest import cap as caps
 from feature_jobs.ingest import job, shuffle
 from feature_jobs.ingest.bucket import BucketTask, publish_bucket
@@ -182,7 +182,7 @@ def _robots(seed: int) -> dict[dt.date, list[Row]]:
 def _publish(lake: Lake, landing: dt.date, blocks: list[pa.Table]) -> Counter[str]:
     """What ingest does with a landing's good rows, in a lake of one bucket."""
     others = bucket_files(lake, EVENTS, lake.table_version(EVENTS), pads.field("landing_date") != landing)
-    task = BucketTask(lake, landing, utc("2026-02-01 00:00:00"), others, suppressed_users(lake))
+    task = BucketTask(lake, landing, utc("2026-02-01 00:00:00"), others, suppressed_users(lake), BucketFiles("", {}, {}))
     report = json.loads(publish_bucket(task, 0, blocks))
     commit_files(lake, EVENTS, report["files"], pads.field("landing_date") == landing)
     return Counter(report["dropped"] | {"kept": report["kept"]})

@@ -93,7 +93,7 @@ def test_a_day_that_changes_while_it_is_folded_stops_the_run(make_lake: MakeLake
         return report
 
     monkeypatch.setattr(lifelong_lake, "refresh_bucket", meanwhile)
-    with pytest.raises(BadInput, match="another process wrote the same partitions"):
+    with pytest.raises(BadInput, match="another process wrote partitions that this run had read"):
         refresh(lake, after(1), fusion)
     assert bases(lake) == {}
     monkeypatch.undo()

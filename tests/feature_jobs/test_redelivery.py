@@ -167,6 +167,45 @@ def test_the_command_warns_in_one_line_and_status_shows_it(
     assert {status.step for status in statuses if status.state == "stale"} == {"samples", "pathways"}
 
 
+def test_rows_that_a_later_landing_had_left_to_it_are_told_and_come_back(world: World) -> None:
+    """Landing 12 repeats two rows of landing 11, which is then delivered again without one of them: no landing has it then."""
+    twice = rows_of(DAYS[1])[:2]
+    world.deliver(DAYS[2], [*rows_of(DAYS[2]), *twice])
+    report = world.deliver(DAYS[1], rows_of(DAYS[1])[1:])
+    assert report["orphaned"]["rows"] == {str(DAYS[2]): 1}
+    assert report["orphaned"]["warning"] == (
+        "warning: landing 2026-01-11 was delivered again without rows that later landings had brought too (1 of landing "
+        "2026-01-12); no landing has them now: run `onerec ingest --date 2026-01-12` again (until then `onerec status` shows it "
+        "as stale)"
+    )
+    assert "ingest it again" in read_stale(world.lake)[str(DAYS[2])]["ingest"]
+    assert _landings_of(world, twice) == {twice[1]["impression_id"]: DAYS[1]}
+    assert "orphaned" not in world.deliver(DAYS[2], [*rows_of(DAYS[2]), *twice])
+    assert "ingest" not in read_stale(world.lake)[str(DAYS[2])]
+    assert _landings_of(world, twice) == {twice[0]["impression_id"]: DAYS[2], twice[1]["impression_id"]: DAYS[1]}
+
+
+def test_a_landing_that_comes_again_empty_leaves_what_later_ones_repeat_to_them(world: World) -> None:
+    world.deliver(DAYS[2], [*rows_of(DAYS[2]), *rows_of(DAYS[1])[:4]])
+    assert world.deliver(DAYS[1], [])["orphaned"]["rows"] == {str(DAYS[2]): 4}
+
+
+def test_a_landing_killed_before_its_rows_go_has_marked_who_repeats_them(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.deliver(DAYS[2], [*rows_of(DAYS[2]), *rows_of(DAYS[1])[:2]])
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "commit_files", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            world.deliver(DAYS[1], rows_of(DAYS[1])[2:])
+    assert "ingest" in read_stale(world.lake)[str(DAYS[2])]
+
+
+def _landings_of(world: World, rows: list[Row]) -> dict[str, dt.date]:
+    """The landing under which each of these impressions is in ``events``, of those that are."""
+    events = world.lake.read(EVENTS, columns=["impression_id", "landing_date"]).to_pylist()
+    names = {row["impression_id"] for row in rows}
+    return {row["impression_id"]: row["landing_date"] for row in events if row["impression_id"] in names}
+
+
 def test_a_date_was_taken_in_by_its_samples_or_by_the_first_state_that_had_seen_the_landing() -> None:
     taken = TakenIn(frozenset(DAYS[1:2]), frozenset(DAYS[1:4]))
     assert [taken.since(date) for date in DAYS] == [DAYS[1], DAYS[1], DAYS[2], DAYS[3]]

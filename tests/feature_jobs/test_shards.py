@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pytest
 
 from feature_jobs import rsft, shard_files, shards
+from feature_jobs.partition_files import commit_files
 from feature_jobs.shard_records import Inputs, counts_of, user_day_records
+from feature_jobs.stale import UNFINISHED, clear_stale, mark_stale
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.shards import USER_DAY, stable_key
@@ -364,6 +367,32 @@ def test_what_is_missing_is_said(spark: Any, lake: Lake) -> None:
         shards.run(spark, lake, DAY + dt.timedelta(days=1))
     with pytest.raises(BadInput, match="no shard of this day"):
         rsft.run(spark, lake, DAY)
+
+
+@pytest.mark.slow
+def test_a_day_that_a_backfill_has_not_finished_or_changes_meanwhile_is_no_shard(
+    spark: Any, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard_lake.publish_tokens(lake, ITEM_IDS)
+    mark_stale(lake, {str(DAY): {"pathways": UNFINISHED}})
+    with pytest.raises(BadInput, match=f"pathways of {DAY}: a backfill that rebuilds it has not ended"):
+        shards.run(spark, lake, DAY)
+    clear_stale(lake, DAY, "pathways")
+    build = shards._build
+
+    def meanwhile(*arguments: Any) -> Any:
+        built = build(*arguments)
+        rows = lake.read(PATHWAY_SHORT).to_pylist()
+        commit_files(lake, PATHWAY_SHORT, [], pads.field("date") == DAY)
+        write_rows(lake, PATHWAY_SHORT, rows)
+        return built
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_build", meanwhile)
+        with pytest.raises(BadInput, match=r"pathway_short: another process wrote partitions that this run had read"):
+            shards.run(spark, lake, DAY)
+    assert not (shard_files.day_folder(shard_files.shards_root(lake), str(DAY)) / shard_files.MANIFEST).exists()
+    shards.run(spark, lake, DAY)
 
 
 @pytest.mark.slow

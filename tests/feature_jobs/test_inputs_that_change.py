@@ -1,0 +1,111 @@
+"""What a step has read and another process replaces before it publishes: it publishes nothing, and marks of its day stay."""
+
+import datetime as dt
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as pads
+import pytest
+
+from feature_jobs import pathways, samples
+from feature_jobs.partition_files import PartitionFile, commit_files
+from feature_jobs.stale import mark_stale, read_stale
+from schemas.errors import BadInput
+from schemas.lake import Lake
+from schemas.tables import DAILY_SAMPLES, EVENTS, ITEMS, PATHWAY_STATIC, USER_STATE, Table
+from tests.feature_jobs.without_spark import NO_SPARK, ingest, run_day, run_in_turn
+from tests.lake_rows import utc, write_rows
+
+DAYS = [dt.date(2026, 1, day) for day in (10, 11, 12)]
+CONFIG: dict[str, Any] = {
+    "lake": {"user_buckets": 2},
+    "samples": {"gates": {"min_rows": 0, "label_rate": {}, "volume_min_days": 30}},
+}
+
+
+@pytest.fixture
+def lake(make_lake: Callable[..., Lake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+    """Days 10 and 11 were made; day 12 has landed."""
+    run_in_turn(monkeypatch)
+    made = make_lake(**CONFIG)
+    write_rows(made, ITEMS, [{"item_id": "i", "valid_from": utc("2020-01-01 00:00:00")}])
+    for day in DAYS:
+        folder = tmp_path / "zone" / "events" / f"date={day}"
+        folder.mkdir(parents=True)
+        rows = [
+            {"impression_id": f"{day}-{user}", "user_id": user, "item_id": "i", "ts": f"{day}T12:00:00Z", "play_time_ms": 5}
+            for user in "uvwxyz"
+        ]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        ingest(made, str(tmp_path / "zone"), day)
+        if day != DAYS[-1]:
+            run_day(made, day)
+    return made
+
+
+def rewritten(lake: Lake, table: Table, where: pads.Expression) -> None:
+    """Replace the partitions' files by others of the same rows, as a run of the step that writes them does."""
+    files = []
+    for part in lake.read(table).filter(where).to_pylist():
+        file = PartitionFile(lake, table, {name: str(part[name]) for name in table.partition_by})
+        file.write(lake.read(table).filter(where).filter(pads.field("user_id") == part["user_id"]))
+        files.append(file.close())
+    assert files
+    commit_files(lake, table, files, where)
+
+
+@pytest.mark.parametrize(
+    ("step", "table", "date"),
+    [
+        pytest.param("samples", USER_STATE, DAYS[1], id="samples: the state before"),
+        pytest.param("samples", EVENTS, DAYS[2], id="samples: the day's events"),
+        pytest.param("pathways", USER_STATE, DAYS[1], id="pathways: the state before"),
+        pytest.param("pathways", DAILY_SAMPLES, DAYS[2], id="pathways: the day's samples"),
+    ],
+)
+def test_nothing_is_made_public_of_inputs_that_were_replaced(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, step: str, table: Table, date: dt.date
+) -> None:
+    module, published = (samples, DAILY_SAMPLES) if step == "samples" else (pathways, PATHWAY_STATIC)
+    if step == "pathways":
+        samples.run_samples(NO_SPARK, lake, DAYS[2])
+    mark_stale(lake, {str(DAYS[2]): {step: "made before a backfill"}})
+    work = module.run_by_bucket
+
+    def interrupted(spark: Any, buckets: Sequence[int], of_bucket: Callable[[int], Any]) -> list[Any]:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "run_by_bucket", work)
+            reports = work(spark, buckets, of_bucket)
+        if not already:
+            already.append(True)
+            rewritten(lake, table, pads.field("date") == date)
+        return reports
+
+    already: list[bool] = []
+    run = getattr(module, f"run_{step}")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run_by_bucket", interrupted)
+        with pytest.raises(BadInput, match=rf"{table.name}: another process wrote partitions that .* run it again"):
+            run(NO_SPARK, lake, DAYS[2])
+    assert DAYS[2] not in lake.read(published, columns=["date"])["date"].to_pylist()
+    assert step in read_stale(lake)[str(DAYS[2])]
+    run(NO_SPARK, lake, DAYS[2])
+    assert DAYS[2] in lake.read(published, columns=["date"])["date"].to_pylist()
+    assert read_stale(lake) == {}
+
+
+def test_a_day_that_another_run_of_it_has_read_and_others_may_change_as_they_like(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = samples.run_by_bucket
+
+    def meanwhile(spark: Any, buckets: Sequence[int], of_bucket: Callable[[int], Any]) -> list[Any]:
+        rewritten(lake, EVENTS, pads.field("date") == DAYS[0])
+        return work(spark, buckets, of_bucket)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(samples, "run_by_bucket", meanwhile)
+        samples.run_samples(NO_SPARK, lake, DAYS[2])
+    assert DAYS[2] in lake.read(DAILY_SAMPLES, columns=["date"])["date"].to_pylist()
