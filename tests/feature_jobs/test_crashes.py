@@ -89,7 +89,7 @@ def test_killed_at_any_time_and_run_again_it_leaves_the_tables_of_a_clean_run(
         assert differences(lake, stage.clean) == [], f"killed at {moments}: {killed}"
 
 
-@pytest.mark.parametrize("step", ["ingest", "samples", "pathways", "lifelong"])
+@pytest.mark.parametrize("step", ["ingest", "samples", "pathways", "lifelong", "backfill"])
 def test_two_runs_at_once_leave_the_tables_of_one(stages: dict[str, Stage], tmp_path: Path, step: str) -> None:
     """Whoever comes second either does it all again or says in one line that it did not."""
     stage = stages[step]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from feature_jobs.pathways import taken_in
 from schemas.config import Config
 from tests.feature_jobs.arrow_days import ArrowDay, ArrowDays
-from tests.feature_jobs.reference_pathways import Reference, as_behaviour, reconstructed_window
+from tests.feature_jobs.reference_pathways import DayResult, Reference, as_behaviour, reconstructed_window
 from tests.feature_jobs.ugly_logs import ugly_log
 
 SMALL = {
@@ -102,20 +102,31 @@ def test_states_and_samples_of_weeks_equal_the_reference(seed: int) -> None:
         reference.users = days.users = log.snapshots(day)
         expected = reference.day(day, landed)
         made = days.day(day, landed)
-        names = [name for name in made.samples.column_names if name not in ("dropped", "item_version_missing")]
-        found = {(row["user_id"], row["sample_id"]): row for row in made.samples.select(names).to_pylist()}
-        wanted = {(row["user_id"], row["sample_id"]): {name: row.get(name) for name in names} for row in expected.samples}
-        assert found == wanted
-        static = {row.pop("user_id"): row for row in made.static.to_pylist()}
-        assert static == {user: pathway["static"] for user, pathway in expected.pathways.items()}
+        check_rows(made, expected)
         assert states(days) == expected.state
 
 
+def check_rows(made: ArrowDay, expected: DayResult) -> None:
+    """A day's samples and static pathways are those of the reference, every column."""
+    names = [name for name in made.samples.column_names if name not in ("dropped", "item_version_missing")]
+    found = {(row["user_id"], row["sample_id"]): row for row in made.samples.select(names).to_pylist()}
+    wanted = {(row["user_id"], row["sample_id"]): {name: row.get(name) for name in names} for row in expected.samples}
+    assert found == wanted
+    static = {row.pop("user_id"): row for row in made.static.to_pylist()}
+    assert static == {user: pathway["static"] for user, pathway in expected.pathways.items()}
+
+
 @settings(max_examples=40, deadline=None)
-@given(rng=st.randoms(use_true_random=False), zone=st.sampled_from(list(DAYS)), small=st.booleans(), users=st.integers(1, 4))
-def test_any_few_days_equal_the_reference(rng: random.Random, zone: str, small: bool, users: int) -> None:
+@given(
+    rng=st.randoms(use_true_random=False),
+    zone=st.sampled_from(list(DAYS)),
+    small=st.booleans(),
+    users=st.integers(1, 4),
+    special=st.booleans(),
+)
+def test_any_few_days_equal_the_reference(rng: random.Random, zone: str, small: bool, users: int, special: bool) -> None:
     config = configuration(zone, SMALL if small else FULL)
-    log = ugly_log(rng, config=config, first=DAYS[zone] + dt.timedelta(days=9), days=5, users=users, special=False)
+    log = ugly_log(rng, config=config, first=DAYS[zone] + dt.timedelta(days=9), days=5, users=users, special=special)
     reference, days = Reference(config, log.items), ArrowDays(config, log.items)
     for day in log.days:
         landed = [row for row in log.events if row["landing_date"] <= day]
@@ -128,6 +139,7 @@ def test_any_few_days_equal_the_reference(rng: random.Random, zone: str, small: 
         expected = reference.day(day, landed)
         made = days.day(day, landed)
         assert windows(made, config) == wanted
+        check_rows(made, expected)
         assert states(days) == expected.state
 
 
