@@ -33,9 +33,12 @@ def fit(vectors: Floats, job: Job) -> Answer:
     arrays: dict[str, npt.NDArray[Any]] = {"codes": model.encode(vectors)}
     if "beam" in job.options:
         arrays["codes_beam"] = model.encode_beam(vectors, job.options["beam"])
-    return Answer(
-        {"seconds": seconds, "trace": trace, "path": arithmetic.described()}, with_codebooks(model.codebooks_, **arrays)
-    )
+    return Answer({"seconds": seconds, "trace": trace, "path": path_of(vectors, job)}, with_codebooks(model.codebooks_, **arrays))
+
+
+def path_of(vectors: Floats, job: Job) -> str:
+    """The path that the assignment takes."""
+    return arithmetic.described(estimator(job).backend, vectors.size * max(job.sizes))
 
 
 def traced(model: RQKMeans, vectors: Floats) -> tuple[float, list[tuple[float, int, int, float]]]:
@@ -57,7 +60,7 @@ def encode(vectors: Floats, job: Job) -> Answer:
     model.codebooks_ = [np.load(path) for path in job.options["codebooks"]]
     model.n_features_in_ = vectors.shape[1]
     seconds, codes = timed(lambda: model.encode(vectors))
-    return Answer({"seconds": seconds, "path": arithmetic.described()}, {"codes": codes})
+    return Answer({"seconds": seconds, "path": path_of(vectors, job)}, {"codes": codes})
 
 
 def growth(vectors: Floats, job: Job) -> Answer:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from pipelines.work import WorkFolder, read_part
 from schemas.registry import Registry
+from tokenization.assignment import Backend
 from tokenization.codebook import load_codebook
 from tokenization.encoders.base import KINDS
 from tokenization.fusion_model import load_fusion
@@ -79,10 +80,11 @@ class FusePart(beam.DoFn):
 class EncodePart(beam.DoFn):
     """Writes CODED rows, stage ``coded``, for a part of fused vectors (item_id, content_hash, vector)."""
 
-    def __init__(self, registry: Path, version: str, work: WorkFolder) -> None:
+    def __init__(self, registry: Path, version: str, work: WorkFolder, backend: Backend = "auto") -> None:
         self._registry = registry
         self._version = version
         self._work = work
+        self._backend = backend
 
     def setup(self) -> None:
         """Load the codebook, once a worker."""
@@ -92,7 +94,7 @@ class EncodePart(beam.DoFn):
         """Encode one part."""
         rows = read_part(part)
         vectors = vector_matrix(rows["vector"], self._codebook.dim)
-        codes = self._codebook.encode(vectors)
+        codes = self._codebook.encode(vectors, self._backend)
         norms = self._codebook.residual_norms(vectors, codes)
         columns = [
             rows["item_id"],

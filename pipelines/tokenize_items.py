@@ -7,7 +7,7 @@ partition is replaced in one commit.
 """
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from schemas.lake import Lake
 from schemas.registry import Registry
 from schemas.runs import TableCounts, step_run
 from schemas.tables import ITEM_TOKENS, ITEM_VECTORS
+from tokenization.arithmetic import described
 from tokenization.codebook import Codebook, load_codebook
 from tokenization.collisions import rank_within_code
 
@@ -43,6 +44,7 @@ def run(
     retokenise: bool = False,
     runner: str = LOCAL,
     options: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Tokenise every item that has a fused vector of the codebook's fusion version. Returns the step's report.
 
@@ -58,7 +60,7 @@ def run(
         # Loaded here too, so that a damaged codebook is one line and not a worker's trace.
         codebook = load_codebook(registry, version)
         pinned = step.reads(lake, ITEM_VECTORS), step.reads(lake, ITEM_TOKENS)
-        task = _Tokenizing(lake, registry, codebook, retokenise, runner, options)
+        task = _Tokenizing(lake, registry, codebook, retokenise, runner, options, progress)
         counts, encoded, figures = task.run(pinned)
         step.table(ITEM_TOKENS, counts)
         step.remark = in_words(figures)
@@ -76,6 +78,7 @@ class _Tokenizing:
     retokenise: bool
     runner: str
     options: Sequence[str]
+    progress: Callable[[str], None]
 
     @property
     def fusion(self) -> str:
@@ -109,7 +112,11 @@ class _Tokenizing:
             ).to_arrow_table()
             wanted = f"SELECT * FROM {fused} ANTI JOIN present USING (item_id, content_hash) ORDER BY item_id"
             parts = work.write_parts("vectors", connection.sql(wanted).to_arrow_reader())
-            self._map(parts, EncodePart(self.registry.root, version, work))
+            if self.runner == LOCAL:
+                products = (total - len(kept)) * self.codebook.dim * max(self.codebook.sizes)
+                path = described(section.backend, products)
+                self.progress(f"tokenize: {total - len(kept)} of {total} vectors, assignment by {path}")
+            self._map(parts, EncodePart(self.registry.root, version, work, section.backend))
             items = CodedItems.of(_union(connection, kept, work.parts("coded", CODED)), len(self.codebook.sizes), section, where)
             if len(items.codes) != total:
                 raise RuntimeError(f"{where}: {len(items.codes)} rows of {total} fused vectors")

@@ -94,7 +94,8 @@ def run(
             if runner == LOCAL:
                 from tokenization import arithmetic
 
-                progress(f"train-codebook: assignment by {arithmetic.described()}")
+                path = arithmetic.described(section.backend, rows.num_rows * dim * max(section.sizes))
+                progress(f"train-codebook: assignment by {path}")
             pairs = pair_rows(named, rows["item_id"])
             if section.training == "exact":
                 from pipelines.exact_codebook import ExactTraining

@@ -9,6 +9,8 @@ from typing import Literal
 Arithmetic = Literal["int8", "float32"]
 
 _INTEGER_UNITS = {"avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX VNNI", "amx_int8": "AMX", "i8mm": "I8MM"}
+WORTH_INTEGERS = 2**32
+"""Fewest products for which ``auto`` tries 8-bit ones."""
 _TRIAL = (512, 256, 2048)
 _TRIALS = 3
 
@@ -47,8 +49,27 @@ def fastest() -> Arithmetic:
     return "int8" if by_integers < by_floats else "float32"
 
 
-def described() -> str:
-    """The path that the assignment takes here, in words for logs and reports."""
-    if fastest() == "int8":
-        return f"8-bit candidates ({integer_unit()}), decided in float64"
-    return "float32 candidates, decided in float64"
+def chosen(backend: str, products: int) -> str:
+    """The backend that scores so many products: ``auto`` is ``int8`` where that is fastest and the work is worth it, else
+    ``float32``; others are themselves."""
+    if backend != "auto":
+        return backend
+    return fastest() if products >= WORTH_INTEGERS else "float32"  # small work is not worth PyTorch's import
+
+
+def described(backend: str, products: int) -> str:
+    """The path that the assignment of so many products (rows × centroids × dimension) takes here, for logs and reports."""
+    kind = chosen(backend, products)
+    named = {
+        "int8": f"8-bit candidates ({integer_unit() or 'no unit for them'})",
+        "float32": "float32 candidates",
+        "torch": f"candidates by PyTorch{' on a GPU' if kind == 'torch' and _has_card() else ''}",
+        "faiss": "candidates by faiss",
+    }
+    return f"{named[kind]}, decided in float64"
+
+
+def _has_card() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())

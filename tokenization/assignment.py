@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tokenization import arithmetic
 from tokenization.scratch import scratch
-from tokenization.threads import one_blas_thread
+from tokenization.threads import one_thread_each
 from tokenization.vectors import FloatArray
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ _ROWS = 512
 _WIDE_SCORES = 2**22
 _THREADED_PRODUCTS = 2**26
 """Below so many products threads cost more than they save."""
-_WORTH_INTEGERS = 2**32
 SAFE_NORMS = (1e-12, 1e12)
 """Norms whose squares and products neither overflow nor lose bits to underflow in float32."""
 LONGEST_ROW = 1e7
@@ -83,7 +82,7 @@ class NearestCentroid:
                 assign(start)
         else:
             # A thread multiplies and scans a block of its own: threads inside one product would wait for each other.
-            with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+            with one_thread_each(), ThreadPoolExecutor(threads) as pool:
                 list(pool.map(assign, starts))
         return self._first[labels]
 
@@ -91,9 +90,7 @@ class NearestCentroid:
         """What scores that many products; None where float32 cannot hold them."""
         if not SAFE_NORMS[0] < self._largest < SAFE_NORMS[1]:
             return None
-        kind: str = self._backend
-        if kind == "auto":  # small work is not worth PyTorch's import
-            kind = arithmetic.fastest() if products >= _WORTH_INTEGERS else "float32"
+        kind = arithmetic.chosen(self._backend, products)
         if kind not in self._finders:
             from tokenization import candidates
 

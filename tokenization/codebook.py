@@ -15,6 +15,7 @@ from safetensors.numpy import load, save
 from schemas.errors import BadInput
 from schemas.registry import Artefact, Registry
 from tokenization import residual
+from tokenization.assignment import Backend
 from tokenization.residual import Codes
 from tokenization.vectors import FloatArray
 
@@ -46,9 +47,9 @@ class Codebook:
         """Dimension of the vectors."""
         return int(self.codebooks[0].shape[1])
 
-    def encode(self, vectors: Any) -> Codes:
+    def encode(self, vectors: Any, backend: Backend = "auto", threads: int | None = None) -> Codes:
         """Greedy codes (n, layers) uint16 of vectors (n, dim), equal to those of the model that was published."""
-        return residual.encode(vectors, self.codebooks)
+        return residual.encode(vectors, self.codebooks, backend, threads)
 
     def encode_beam(self, vectors: Any, beam: int = 5) -> Codes:
         """Codes (n, layers) uint16 by beam search."""

@@ -117,7 +117,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         """Label (n,) int32 of the nearest centroid of each row of X (n, dim)."""
         check_is_fitted(self)
         rows = rows_of(self, X, reset=False)
-        nearest = NearestCentroid(self.centroids_, self.backend, self.n_threads)
+        nearest = NearestCentroid(self.centroids_, self.backend, self.n_threads, rows.n)
         labels = np.empty(rows.n, np.int32)
         for start, stop, block in blocks(rows):
             check_finite(block, start)
@@ -237,7 +237,7 @@ class LocalSource(RowsOver):
         return sums, self._add(sums, self.rows, centroids)
 
     def _add(self, sums: ClusterSums, rows: Rows, centroids: FloatArray) -> npt.NDArray[np.int32]:
-        nearest = NearestCentroid(centroids, self.backend, self.n_threads)
+        nearest = NearestCentroid(centroids, self.backend, self.n_threads, self.of_rows or self.n)
         return add_assigned(sums, rows, nearest, self.first_row, self._threads)
 
     @property

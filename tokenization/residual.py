@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenization.assignment import NearestCentroid
+from tokenization.assignment import Backend, NearestCentroid
 from tokenization.shortlist import Shortlist
-from tokenization.threads import one_blas_thread
+from tokenization.threads import one_thread_each
 from tokenization.vectors import ArrayRows, ArrowRows, BadVectors, FloatArray, Rows, as_matrix, blocks, check_finite
 
 Codes = npt.NDArray[np.uint16]
@@ -22,16 +22,17 @@ _PARTS, _FEWEST_ROWS, _MOST_ROWS = 4, 512, 2**15
 """Parts a thread of what is encoded at once, and how small and large they may be."""
 
 
-def encode(vectors: Any, codebooks: Sequence[FloatArray]) -> Codes:
-    """Greedy codes (n, layers) uint16 of vectors (n, dim); a pure function of each row.
+def encode(vectors: Any, codebooks: Sequence[FloatArray], backend: Backend = "auto", threads: int | None = None) -> Codes:
+    """Greedy codes (n, layers) uint16 of vectors (n, dim); a pure function of each row, whatever ``backend`` scores and however
+    many ``threads`` (None: one a core) share the rows.
 
     Raises BadVectors for a wrong dimension, NaN or infinity.
     """
     rows = _rows_of(vectors, codebooks)
-    layers = [NearestCentroid(codebook, threads=1, rows=rows.n) for codebook in codebooks]
+    layers = [NearestCentroid(codebook, backend, threads=1, rows=rows.n) for codebook in codebooks]
     codes = np.empty((rows.n, len(layers)), np.uint16)
-    threads = len(os.sched_getaffinity(0))
-    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+    threads = threads or len(os.sched_getaffinity(0))
+    with one_thread_each(), ThreadPoolExecutor(threads) as pool:
         for start, stop, block in blocks(rows):
             check_finite(block, start)
             # A thread takes all layers of its rows, so none waits for the others between two layers.

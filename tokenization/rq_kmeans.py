@@ -217,7 +217,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
     def encode(self, X: Any) -> Codes:
         """Greedy codes (n, n_layers) uint16 of X (n, dim); the same for a row whatever the rows beside it."""
         check_is_fitted(self)
-        return residual.encode(rows_of(self, X, reset=False), self.codebooks_)
+        return residual.encode(rows_of(self, X, reset=False), self.codebooks_, self.backend, self.n_threads)
 
     def encode_beam(self, X: Any, beam: int = 5) -> Codes:
         """Codes (n, n_layers) uint16 by beam search over the layers: rarely worse than ``encode``, often closer."""

@@ -1,8 +1,11 @@
 """How many threads a matrix library takes for one operation."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
+from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
@@ -13,13 +16,50 @@ def one_blas_thread() -> Iterator[None]:
 
     The libraries are looked for once a process, which takes 5 ms, as long as a small product. NumPy's is there by then.
     """
-    with _libraries().limit(limits=1, user_api="blas"):
+    _limit().enter()
+    try:
         yield
+    finally:
+        _limit().leave()
+
+
+class _Limit:
+    """BLAS's limit is the process's, not a caller's: the first who enters sets it, the last who leaves lifts it. Each lifting its
+    own would lift it under others, or put back the limit that it met."""
+
+    def __init__(self) -> None:
+        self._libraries = ThreadpoolController()
+        self._lock = Lock()
+        self._inside = 0
+        self._limited: Any = None
+
+    def enter(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._limited = self._libraries.limit(limits=1, user_api="blas")
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limited.restore_original_limits()
 
 
 @cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()
+def _limit() -> _Limit:
+    return _Limit()
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Limit NumPy's BLAS, and PyTorch if it is loaded, to one thread while it lasts: for pools whose threads multiply."""
+    with one_blas_thread():
+        if "torch" in sys.modules:
+            with torch_threads(1):
+                yield
+        else:
+            yield
 
 
 @contextmanager

@@ -136,7 +136,7 @@ class LocalVectors(RowsOver):
         from tokenization.nearest_kernels import subtract_listed
 
         places = codebooks if charges is None else [charged(*one) for one in zip(codebooks, charges, strict=True)]
-        layers = [NearestCentroid(place, self.backend, self.n_threads) for place in places]
+        layers = [NearestCentroid(place, self.backend, self.n_threads, self.of_rows or self.n) for place in places]
         sizes = [len(codebook) for codebook in codebooks]
         sums = CodedSums.none(sizes, self.dim, fraction_bits(self.of_rows or self.n))
         codes = np.empty((self.n, len(layers)), np.uint16)

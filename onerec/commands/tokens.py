@@ -167,6 +167,7 @@ def tokenize(
         retokenise=retokenise,
         runner=runner,
         options=runner_option or (),
+        progress=progress,
     )
     print_report(report, as_json=as_json)
 

@@ -172,6 +172,23 @@ def test_a_processor_without_a_unit_for_integers_takes_float32(monkeypatch):
     assert arithmetic.fastest.__wrapped__() == "float32"
 
 
+def test_auto_takes_eight_bits_where_they_are_fastest_and_the_work_is_worth_it(monkeypatch):
+    """Whatever this processor has: the labels are those of brute force either way."""
+    monkeypatch.setattr(arithmetic, "fastest", lambda: "int8")
+    vectors, centroids = matrix("normal", 700, 16, 1), matrix("normal", 64, 16, 2)
+    made = []
+    for kind, finder in candidates.FINDERS.items():
+        monkeypatch.setitem(candidates.FINDERS, kind, lambda *told, k=kind, find=finder: made.append(k) or find(*told))
+    expected = squared_distances(vectors, centroids).argmin(axis=1)
+    worth = arithmetic.WORTH_INTEGERS // centroids.size
+    for rows, kind in ((worth, "int8"), (worth - 1, "float32")):
+        made.clear()
+        assert (NearestCentroid(centroids, rows=rows)(vectors) == expected).all()
+        assert made == [kind]
+        assert arithmetic.described("auto", rows * centroids.size).startswith("8-bit" if kind == "int8" else "float32")
+    assert arithmetic.described("faiss", 2**40) == "candidates by faiss, decided in float64"
+
+
 def test_faiss_searches_on_the_card_where_its_gpu_build_finds_one(monkeypatch):
     """With a stand-in for that build, whose card is the processor: one search at a time, on the card's index, the same labels."""
     import faiss

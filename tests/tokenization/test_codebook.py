@@ -8,10 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
+from sklearn.base import clone
 
 from schemas.errors import BadInput
 from schemas.registry import Registry
 from tests.tokenization.vector_cases import matrix
+from tokenization import residual
+from tokenization.assignment import BACKENDS
+from tokenization.candidates import FINDERS
 from tokenization.codebook import FILE, KIND, load_codebook, publish_codebook
 from tokenization.rq_kmeans import RQKMeans
 
@@ -41,6 +45,21 @@ def test_encode_save_load_encode_gives_equal_bytes(registry, model):
     assert loaded.decode(codes).tobytes() == model.decode(codes).tobytes()
     assert loaded.encode_beam(VECTORS, 3).tobytes() == model.encode_beam(VECTORS, 3).tobytes()
     assert loaded.residual_norms(VECTORS, codes).tobytes() == model.residual_norms(VECTORS, codes).tobytes()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_backend_and_number_of_threads_encodes_alike(registry, model, backend, threads, monkeypatch):
+    """With a part of rows a thread, and asking for the backend that was told."""
+    asked = []
+    monkeypatch.setattr(residual, "_FEWEST_ROWS", 16)
+    monkeypatch.setitem(FINDERS, backend, lambda *told, find=FINDERS.get(backend): asked.append(backend) or find(*told))
+    publish_codebook(registry, model, {"fusion_version": "f1"})
+    assert load_codebook(registry).encode(VECTORS, backend, threads).tobytes() == model.codes_.tobytes()
+    codes, model = model.codes_, clone(model).set_params(backend=backend, n_threads=threads)
+    model.codebooks_, model.n_features_in_ = load_codebook(registry).codebooks, VECTORS.shape[1]
+    assert model.encode(VECTORS).tobytes() == codes.tobytes()
+    assert len(asked) == (0 if backend == "auto" else 2 * model.n_layers)
 
 
 def test_the_same_model_published_twice_is_one_artefact(registry, model):
