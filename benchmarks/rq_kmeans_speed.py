@@ -19,8 +19,15 @@ from benchmarks.rq_kmeans_data import Dataset, clustered
 from benchmarks.rq_kmeans_worker import THREADS, Answer, ChildFailed, Job, ask
 from tokenization.vectors import ArrayRows, blocks
 
-FIT_PEERS = {"faiss": "faiss_kmeans", "superkmeans": "superkmeans", "sklearn": "sklearn_kmeans"}
-_BY_FAISS = ("faiss_kmeans", "superkmeans", "faiss_encode")
+FIT_PEERS = {
+    "faiss": "faiss_kmeans",
+    "superkmeans": "superkmeans",
+    "sklearn": "sklearn_kmeans",
+    "sklearn_minibatch": "sklearn_minibatch",
+    "faiss_rq": "faiss_rq",
+}
+_TOLD: Mapping[str, Mapping[str, Any]] = {"faiss_rq": {"beam": 1}}
+_BY_FAISS = ("faiss_kmeans", "superkmeans", "faiss_rq", "faiss_encode")
 _ROUNDING = 1e-6
 """Errors closer than this share are equal: they are sums of float32 products."""
 
@@ -118,6 +125,7 @@ class Race:
         }
 
     def _ask(self, task: str, **told: Any) -> Answer:
+        told = {**_TOLD.get(task, {}), **told}
         job = Job(task, str(self.dataset.vectors), self.dataset.sizes, self.iterations, self.seed, self.threads, told)
         return ask(job, self.folder, self.faiss if task in _BY_FAISS else None)
 

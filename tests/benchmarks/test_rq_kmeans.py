@@ -65,7 +65,7 @@ def test_the_closing_object_has_the_promised_figures(monkeypatch, capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["benchmark"] == "rq_kmeans"
     figures = result["figures"]
-    assert set(figures["fit_time_ratio"]) == {"faiss", "superkmeans", "sklearn"}
+    assert set(figures["fit_time_ratio"]) == {"faiss", "superkmeans", "sklearn", "sklearn_minibatch", "faiss_rq"}
     assert set(figures["encode_time_ratio"]) == {"faiss"}
     assert set(figures["error_ratio"]) == {"simulated", "clustered"}
     for name, ratios in figures["error_ratio"].items():
