@@ -4,8 +4,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from threading import Lock
-from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
@@ -16,39 +14,13 @@ def one_blas_thread() -> Iterator[None]:
 
     The libraries are looked for once a process, which takes 5 ms, as long as a small product. NumPy's is there by then.
     """
-    _limit().enter()
-    try:
+    with _libraries().limit(limits=1, user_api="blas"):
         yield
-    finally:
-        _limit().leave()
-
-
-class _Limit:
-    """BLAS's limit is the process's, not a caller's: the first who enters sets it, the last who leaves lifts it. Each lifting its
-    own would lift it under others, or put back the limit that it met."""
-
-    def __init__(self) -> None:
-        self._libraries = ThreadpoolController()
-        self._lock = Lock()
-        self._inside = 0
-        self._limited: Any = None
-
-    def enter(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._limited = self._libraries.limit(limits=1, user_api="blas")
-
-    def leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._limited.restore_original_limits()
 
 
 @cache
-def _limit() -> _Limit:
-    return _Limit()
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 @contextmanager
