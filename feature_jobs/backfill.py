@@ -1,8 +1,9 @@
 """``onerec backfill``: rebuilds named dates with every landing there is, and marks what depends on them as stale."""
 
 import datetime as dt
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow.fs as pafs
 
@@ -11,7 +12,7 @@ from feature_jobs.pathways import run_pathways
 from feature_jobs.samples import STEP as SAMPLES_STEP
 from feature_jobs.samples import run_samples
 from feature_jobs.samples_inputs import event_partitions, partition_dates, previous_state
-from feature_jobs.stale import UNFINISHED, Marks, mark_stale
+from feature_jobs.stale import UNFINISHED, Marks, mark_stale, read_stale, replace_unfinished
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.runs import step_run
@@ -19,6 +20,8 @@ from schemas.tables import CO_INTERACTION, DAILY_SAMPLES, EVENTS, PATHWAY_LIFELO
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+Reason = TypeVar("Reason", str, str | None)
 
 
 def run_backfill(spark: "SparkSession", lake: Lake, first: dt.date, last: dt.date) -> dict[str, Any]:
@@ -31,12 +34,14 @@ def run_backfill(spark: "SparkSession", lake: Lake, first: dt.date, last: dt.dat
     days = []
     with step_run(lake, "backfill", first) as run:
         previous_state(lake, first, run.reads(lake, USER_STATE))
+        mark_stale(lake, what_depends(lake, first, last))
+        steps = [(date, step) for date in dates for step in (SAMPLES_STEP, PATHWAYS_STEP)]
+        with _marked(lake, first, last, steps, days):
+            for date, step in steps:
+                make = run_samples if step == SAMPLES_STEP else run_pathways
+                days.append(make(spark, lake, date, every_landing=True))
         stale = what_depends(lake, first, last)
-        mark_stale(lake, _to_rebuild(dates))
-        mark_stale(lake, stale)
-        for date in dates:
-            days += [run_samples(spark, lake, date, every_landing=True), run_pathways(spark, lake, date, every_landing=True)]
-        mark_stale(lake, stale)  # once more: a later day's step that ran meanwhile, on the old state, took its own mark away
+        mark_stale(lake, stale)  # once more: a later day's step that ran meanwhile, on the old state, has no mark
     return run.to_json() | {
         "from": first.isoformat(),
         "to": last.isoformat(),
@@ -47,7 +52,8 @@ def run_backfill(spark: "SparkSession", lake: Lake, first: dt.date, last: dt.dat
 
 
 def backfill_dates(lake: Lake, first: dt.date, last: dt.date) -> list[dt.date]:
-    """The dates to rebuild. Raises BadInput if there are none or the lake has no events of any."""
+    """The dates to rebuild. Raises BadInput if there are none, the lake has no events of any, or, unless samples may be empty
+    (``samples.gates.min_rows`` 0), none of one of them."""
     if last < first:
         raise BadInput(f"--from {first} --to {last}: the last date comes before the first; swap them")
     dates = [first + dt.timedelta(days=offset) for offset in range((last - first).days + 1)]
@@ -56,13 +62,47 @@ def backfill_dates(lake: Lake, first: dt.date, last: dt.date) -> list[dt.date]:
         raise BadInput(
             f"--from {first} --to {last}: {lake.table_uri(EVENTS)} has no events of these dates; choose others, or ingest first"
         )
+    without = sorted(set(dates) - with_events)
+    if without and lake.config.samples.gates.min_rows > 0:
+        raise BadInput(
+            f"--from {first} --to {last}: {lake.table_uri(EVENTS)} has no events of {without[0]}; leave that date out, or ingest "
+            "it first (a day that is empty by right: --set samples.gates.min_rows=0)"
+        )
     return dates
 
 
-def _to_rebuild(dates: Iterable[dt.date]) -> Marks:
-    """Marks of the dates themselves. Each step takes its own away, so those that a killed or refused backfill did not come to
-    stay: they were made from what it has replaced."""
-    return {date.isoformat(): {SAMPLES_STEP: UNFINISHED, PATHWAYS_STEP: UNFINISHED} for date in dates}
+@contextmanager
+def _marked(
+    lake: Lake, first: dt.date, last: dt.date, steps: Sequence[tuple[dt.date, str]], done: Sequence[Any]
+) -> Iterator[None]:
+    """Have the steps marked as UNFINISHED, each of which takes its own mark away; ``done`` has a report of each that ended.
+
+    A killed backfill leaves the marks of what it did not come to. One that fails leaves that of pathways which it was about to
+    publish, whose tables may be of two runs; later steps were made from what it has replaced, or, if nothing ended, have the
+    marks that they had before.
+    """
+    before = read_stale(lake)
+    mark_stale(lake, _by_date((date, step, UNFINISHED) for date, step in steps))
+    try:
+        yield
+    except BaseException:
+        left = list(steps[len(done) :])
+        if left and left[0][1] == PATHWAYS_STEP:
+            del left[0]
+        ended = f"made before the backfill of {first} to {last}, which ended early"
+
+        def reason(date: dt.date, step: str) -> str | None:
+            return ended if done else before.get(date.isoformat(), {}).get(step)
+
+        replace_unfinished(lake, _by_date((date, step, reason(date, step)) for date, step in left))
+        raise
+
+
+def _by_date(marks: Iterable[tuple[dt.date, str, Reason]]) -> dict[str, dict[str, Reason]]:
+    found: dict[str, dict[str, Reason]] = {}
+    for date, step, reason in marks:
+        found.setdefault(date.isoformat(), {})[step] = reason
+    return found
 
 
 def what_depends(lake: Lake, first: dt.date, last: dt.date, because: str | None = None) -> Marks:

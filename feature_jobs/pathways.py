@@ -28,7 +28,7 @@ from feature_jobs.samples_inputs import (
     sample_landings,
 )
 from feature_jobs.samples_labels import check_positive
-from feature_jobs.stale import clear_stale
+from feature_jobs.stale import check_finished, clear_stale
 from feature_jobs.user_state import Marks
 from schemas.errors import BadInput
 from schemas.lake import Lake
@@ -72,6 +72,7 @@ def run_pathways(spark: "SparkSession", lake: Lake, date: dt.date, *, every_land
 
 def _pathways(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bool, run: StepRun) -> None:
     check_positive(lake.config.samples.positive)
+    check_finished(lake, date - dt.timedelta(days=1))
     state_version = run.reads(lake, USER_STATE)
     before = previous_state(lake, date, state_version)
     sampled_version = run.reads(lake, DAILY_SAMPLES)
@@ -106,6 +107,7 @@ def _pathways(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: b
     counts = _counts(reports, behaviours, recorded_rows(lake, USER_STATE, state_version, of_state))
     for name, of_table in counts.items():
         of_table.check(name)
+    check_finished(lake, date - dt.timedelta(days=1))
     before.check_unchanged(lake)  # who changes them marks this day as stale: its mark must not go for what was made before
     check_unchanged(lake, DAILY_SAMPLES, (sampled_version, of_day))
     check_unchanged(lake, EVENTS, (version, _of_pairs(late)))

@@ -22,7 +22,7 @@ from feature_jobs.samples_cells import cell_folder, distinct_items, merge_plan
 from feature_jobs.samples_inputs import event_partitions, previous_state, sample_landings
 from feature_jobs.samples_labels import check_positive
 from feature_jobs.samples_notes import samples_note
-from feature_jobs.stale import clear_stale
+from feature_jobs.stale import check_finished, clear_stale
 from schemas.errors import BadInput
 from schemas.lake import Lake, filesystem_of
 from schemas.runs import StepRun, TableCounts, step_run
@@ -51,6 +51,7 @@ def _samples(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bo
     settings = lake.config.samples
     check_positive(settings.positive)
     check_gate_names(settings.gates)
+    check_finished(lake, date - dt.timedelta(days=1))
     before = previous_state(lake, date, run.reads(lake, USER_STATE))
     version = run.reads(lake, EVENTS)
     present = {landing for day, landing in event_partitions(lake, version) if day == date}
@@ -81,6 +82,7 @@ def _samples(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bo
     try:
         counts.check(DAILY_SAMPLES.name)
         check_gates(figures, settings.gates, date)
+        check_finished(lake, date - dt.timedelta(days=1))
         before.check_unchanged(lake)  # who changes them marks this day as stale: its mark must not go for what was made before
         check_unchanged(lake, EVENTS, (version, chosen))
     except BaseException:

@@ -43,13 +43,26 @@ def read_stale(lake: Lake) -> Marks:
 
 
 def mark_stale(lake: Lake, marks: Mapping[str, Mapping[str, str]]) -> None:
-    """Add marks (date → step → reason) to those there are."""
+    """Add marks (date → step → reason) to those there are. One that is UNFINISHED stays: it says more than any other."""
     if marks:
         with locked(lake, _LOCK):
             merged = read_stale(lake)
             for date, steps in marks.items():
-                merged.setdefault(date, {}).update(steps)
+                there = merged.setdefault(date, {})
+                there.update({step: reason for step, reason in steps.items() if there.get(step) != UNFINISHED})
             _write(lake, merged)
+
+
+def replace_unfinished(lake: Lake, reasons: Mapping[str, Mapping[str, str | None]]) -> None:
+    """Give marks that are UNFINISHED another reason (date → step → reason), or take them away (None)."""
+    with locked(lake, _LOCK):
+        marks = read_stale(lake)
+        for date, steps in reasons.items():
+            for step, reason in steps.items():
+                if marks.get(date, {}).get(step) == UNFINISHED:
+                    del marks[date][step]
+                    marks[date] |= {} if reason is None else {step: reason}
+        _write(lake, {day: steps for day, steps in marks.items() if steps})
 
 
 def clear_stale(lake: Lake, date: dt.date, step: str) -> None:

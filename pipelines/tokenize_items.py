@@ -22,7 +22,7 @@ from pipelines.code_collisions import Array, CodedItems, in_words, resolve, spil
 from pipelines.fused_inputs import quoted
 from pipelines.part_transforms import CODED, SPILLED, EncodePart, SpillPart, int_lists, map_parts
 from pipelines.runner import LOCAL, open_pipeline
-from pipelines.work import count, execute, query_engine, work_folder
+from pipelines.work import PART_ROWS, count, execute, query_engine, work_folder
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Registry
@@ -113,7 +113,7 @@ class _Tokenizing:
             wanted = f"SELECT * FROM {fused} ANTI JOIN present USING (item_id, content_hash) ORDER BY item_id"
             parts = work.write_parts("vectors", connection.sql(wanted).to_arrow_reader())
             if self.runner == LOCAL:
-                products = (total - len(kept)) * self.codebook.dim * max(self.codebook.sizes)
+                products = min(total - len(kept), PART_ROWS) * self.codebook.dim * max(self.codebook.sizes)
                 path = described(section.backend, products)
                 self.progress(f"tokenize: {total - len(kept)} of {total} vectors, assignment by {path}")
             self._map(parts, EncodePart(self.registry.root, version, work, section.backend))

@@ -37,7 +37,7 @@ ROW_GROUP_ROWS = 131_072
 @dataclass(frozen=True)
 class BucketTask:
     """What every bucket's task of a landing knows. ``others`` are the files of other landings on the days it may touch,
-    ``before`` those of the landing itself, and ``taken_in`` whether somebody was made from these (``redelivery``)."""
+    ``before`` those of the landing itself (none on its first delivery)."""
 
     lake: Lake
     landing_date: dt.date
@@ -45,7 +45,6 @@ class BucketTask:
     others: BucketFiles
     suppression: Suppression
     before: BucketFiles
-    taken_in: bool = False
 
     @property
     def others_dates(self) -> set[dt.date]:
@@ -91,7 +90,7 @@ def publish_bucket(task: BucketTask, bucket: int, blocks: Iterable[pa.Table]) ->
     report.kept = len(rows)
     ordered = _stamped(rows.take(pa.array(event_order(rows))), task.ingested_at)
     parts = dict(by_date(ordered))
-    report.changed = changed_dates(task.before, bucket, parts) if task.taken_in else []
+    report.changed = changed_dates(task.before, bucket, parts)
     for day in days:
         part = parts.get(day, ordered.slice(0, 0))
         report.files += _written(task.lake, bucket, day, task.landing_date, part, owned.get(day, _NOTHING))

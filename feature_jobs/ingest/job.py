@@ -24,7 +24,7 @@ from feature_jobs.ingest.catalogue import REJECTED as REJECTED_FATE
 from feature_jobs.ingest.landed_keys import LandedKeys
 from feature_jobs.ingest.landing import LANDED_TABLES, Landing
 from feature_jobs.ingest.orphans import STEP, orphaned, orphans_told
-from feature_jobs.ingest.redelivery import TakenIn, dates_gone, taken_in, what_became_stale
+from feature_jobs.ingest.redelivery import dates_gone, taken_in, what_became_stale
 from feature_jobs.ingest.rules import Bounds
 from feature_jobs.ingest.shuffle import Dealing, KnownItems, dealt, work_on_groups
 from feature_jobs.ingest.sources import Source, look_at
@@ -50,7 +50,7 @@ class Landed:
     ``rewritten`` are the paths of the files that they replace besides the landing's own, ``dates`` the days of all good rows,
     also of those that were dropped because an earlier landing has them: whether it has is what another run may change.
     ``changed`` are the dates of which somebody may have taken in other rows of this landing; ``orphaned`` are rows that it no
-    longer brings and later landings (YYYY-MM-DD) had left to it.
+    longer brings and later landings (YYYY-MM-DD) had left to it; ``held`` are the dates of the files that it had before.
     """
 
     table: Table
@@ -64,6 +64,7 @@ class Landed:
     dates: set[dt.date] = field(default_factory=set)
     changed: set[dt.date] = field(default_factory=set)
     orphaned: Counter[str] = field(default_factory=Counter)
+    held: set[dt.date] = field(default_factory=set)
     displaced: int = 0
 
     def add(self, fate: str, number: int) -> None:
@@ -94,8 +95,7 @@ def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> Ste
         catalogue = _Catalogue(spark, lake, landing, date, caches)
         items, users = (catalogue.landed(sources[table.name], pinned[table.name]) for table in (ITEMS, USERS))
         keys = _keys(items, caches.enter_context(run_folder(lake, "ingest")))
-        taken = taken_in(lake, date)
-        events = _events(spark, lake, landing, date, sources[EVENTS.name], pinned, keys, taken)
+        events = _events(spark, lake, landing, date, sources[EVENTS.name], pinned, keys)
         landed = [items, users, events]
         for part in landed:
             part.counts.check(part.table.name)
@@ -110,7 +110,7 @@ def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> Ste
             for part in landed:
                 step.table(part.table, _unpublished(part.counts))
             raise GateFailed(refusal)
-        redelivered = what_became_stale(lake, date, events.changed, taken)
+        redelivered = what_became_stale(lake, date, events.changed, taken_in(lake, date))
         if redelivered:
             mark_stale(lake, redelivered["stale"])  # first: once the new rows are there, nobody can tell any more
             step.extra["redelivered"] = redelivered
@@ -120,6 +120,10 @@ def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> Ste
             step.extra["orphaned"] = {"rows": dict(sorted(events.orphaned.items())), "warning": orphans[1]}
         _publish(lake, date, landed, pinned)
         clear_stale(lake, date, STEP)
+        redelivered = what_became_stale(lake, date, events.changed, taken_in(lake, date))
+        if redelivered:  # once more: who took the old rows in meanwhile has no mark, or took it away
+            mark_stale(lake, redelivered["stale"])
+            step.extra["redelivered"] = redelivered
         for part in landed:
             step.table(part.table, part.counts)
         step.extra |= {
@@ -195,7 +199,6 @@ def _events(
     source: Source,
     pinned: dict[str, int],
     keys: LandedKeys,
-    taken: TakenIn,
 ) -> Landed:
     """Judge the events, deal them to their buckets, and write each bucket's, not yet committed."""
     suppression = suppressed_users(lake)
@@ -205,7 +208,7 @@ def _events(
     days = [date - dt.timedelta(days=offset) for offset in range(lake.config.ingest.max_late_days + 1)]
     others = bucket_files(lake, EVENTS, pinned[EVENTS.name], pads.field("date").isin(days) & (pads.field("landing_date") != date))
     before = bucket_files(lake, EVENTS, pinned[EVENTS.name], pads.field("landing_date") == date)
-    task = BucketTask(lake, date, dt.datetime.now(dt.UTC), others, suppression, before, taken.anybody)
+    task = BucketTask(lake, date, dt.datetime.now(dt.UTC), others, suppression, before)
     reported = set()
 
     def work(group: int, blocks: Iterator[pa.Table]) -> str:
@@ -216,7 +219,7 @@ def _events(
             return json.dumps({name: pc.sum(whole[name]).as_py() for name in whole.column_names})
         return publish_rejected(lake, EVENTS, date, suppression, blocks)
 
-    landed = Landed(EVENTS)
+    landed = Landed(EVENTS, held={partition["date"] for partition in before.partitions.values()})
     for report in map(json.loads, work_on_groups(dealt(spark, dealing), work)):
         if "read" in report:
             landed.read += report["read"]
@@ -239,7 +242,7 @@ def _events(
         reported.add(report["bucket"])
     for bucket in before.paths.keys() - reported:  # nothing is left of the landing there
         landed.orphaned.update(orphaned(before, others, bucket, date, {}))
-    if taken.anybody:
+    if before.paths:
         landed.changed |= dates_gone(lake, date, pinned[EVENTS.name], reported)
     return landed
 
@@ -252,7 +255,8 @@ def _publish(lake: Lake, date: dt.date, landed: list[Landed], pinned: dict[str, 
     _quarantine(lake, date, landed)
     events = landed[-1]
     paths = {unquote(path): path for path in live_files(lake.open_table(EVENTS, pinned[EVENTS.name]), EVENTS)["path"].to_pylist()}
-    others = (pads.field("landing_date") != date) & pads.field("date").isin(pa.array(sorted(events.dates), pa.date32()))
+    dates = pa.array(sorted(events.dates | events.held), pa.date32())
+    others = (pads.field("landing_date") != date) & pads.field("date").isin(dates)
     rewritten = pa.array([paths[path] for path in events.rewritten], pa.string())
     replaced = (pads.field("landing_date") == date) | pads.field("path").isin(rewritten)
     commit_files(lake, EVENTS, events.files, replaced, read=(pinned[EVENTS.name], others))

@@ -35,11 +35,6 @@ class TakenIn:
     sampled: frozenset[dt.date]
     seen: frozenset[dt.date]
 
-    @property
-    def anybody(self) -> bool:
-        """Whether anybody has; else it may change as it likes."""
-        return bool(self.sampled or self.seen)
-
     def since(self, date: dt.date) -> dt.date | None:
         """The first day there is that was made from the landing's events of a date; None if none was."""
         return date if date in self.sampled else min((day for day in self.seen if day >= date), default=None)
@@ -60,7 +55,9 @@ def taken_in(lake: Lake, landing: dt.date) -> TakenIn:
 
 def changed_dates(before: BucketFiles, bucket: int, rows: Mapping[dt.date, pa.Table]) -> list[str]:
     """The dates of which a bucket's rows of a landing (columns of ``events``, in their order) differ from its files before in
-    more than when they were ingested."""
+    more than when they were ingested; none on the landing's first delivery."""
+    if not before.paths:
+        return []
     paths: dict[dt.date, list[str]] = {}
     for path in before.paths.get(bucket, ()):
         paths.setdefault(before.partitions[path]["date"], []).append(path)

@@ -1,8 +1,9 @@
 """``onerec co-interaction|lifelong|shards|forget``: what Spark derives from samples and histories."""
 
+import datetime as dt
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +18,9 @@ from onerec.commands.common import (
     print_report,
     progress,
 )
+
+if TYPE_CHECKING:
+    from schemas.lake import Lake
 
 
 def register(app: typer.Typer) -> None:
@@ -102,7 +106,7 @@ def shards(
         seconds = round(time.perf_counter() - clock, 3)
         print_report({"step": "shards", "date": date, "seconds": seconds, "tables": {}} | checked, as_json=as_json)
         return
-    missing = job.days_to_catch_up(opened, day, catch_up)
+    missing = [each for each in job.days_to_catch_up(opened, day, catch_up) if _is_finished(opened, each)]
     unmasked = rsft.days_to_catch_up(opened, day, catch_up) if targets == "rsft" else []
     present = (day_folder(shards_root(opened), date) / MANIFEST).is_file()
     if dry_run:
@@ -126,6 +130,19 @@ def shards(
     else:
         report = job.run(spark, opened, day).to_json()
     print_report(report | ({"caught_up": caught_up} if catch_up else {}), as_json=as_json)
+
+
+def _is_finished(lake: "Lake", date: dt.date) -> bool:
+    """Whether no backfill is rebuilding a date; says so where one is."""
+    from feature_jobs.stale import check_finished
+    from schemas.errors import BadInput
+
+    try:
+        check_finished(lake, date)
+    except BadInput as error:
+        progress(f"shards: {date} is left out: {error}")
+        return False
+    return True
 
 
 def forget(

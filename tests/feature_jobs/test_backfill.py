@@ -10,9 +10,10 @@ import pytest
 
 from feature_jobs import backfill
 from feature_jobs.backfill import backfill_dates, what_depends
-from feature_jobs.stale import MAX_STALE_BYTES, STALE_FILE, check_finished, clear_stale, mark_stale, read_stale
+from feature_jobs.stale import MAX_STALE_BYTES, STALE_FILE, UNFINISHED, check_finished, clear_stale, mark_stale, read_stale
 from onerec.command_line import run
-from schemas.errors import BadInput
+from schemas.config import Config
+from schemas.errors import BadInput, GateFailed
 from schemas.lake import Lake
 from schemas.tables import CO_INTERACTION, EVENTS, USER_STATE
 from tests.lake_rows import utc, write_rows
@@ -44,7 +45,11 @@ def test_dates_must_be_in_order_and_have_events(make_lake: Callable[..., Lake]) 
         backfill_dates(lake, DAYS[1], DAYS[0])
     with pytest.raises(BadInput, match="has no events of these dates"):
         backfill_dates(lake, DAYS[2], DAYS[3])
-    assert backfill_dates(lake, DAYS[0], DAYS[2]) == DAYS[:3]
+    with pytest.raises(BadInput, match=f"has no events of {DAYS[0]}; leave that date out"):
+        backfill_dates(lake, DAYS[0], DAYS[2])
+    assert backfill_dates(lake, DAYS[1], DAYS[1]) == DAYS[1:2]
+    empty_by_right = Lake(lake.root, Config.model_validate({"samples": {"gates": {"min_rows": 0}}}))
+    assert backfill_dates(empty_by_right, DAYS[0], DAYS[2]) == DAYS[:3]
 
 
 def test_what_was_made_from_the_days_is_named_and_nothing_else(make_lake: Callable[..., Lake]) -> None:
@@ -113,10 +118,57 @@ def test_a_backfill_that_ends_early_leaves_the_dates_that_it_did_not_rebuild_sta
     with pytest.raises(KeyboardInterrupt):
         backfill.run_backfill(None, lake, DAYS[0], DAYS[2])  # type: ignore[arg-type]
     left = {date: set(steps) for date, steps in read_stale(lake).items()}
-    check_finished(lake, DAYS[0])
+    for finished in (DAYS[0], DAYS[2]):  # the third day was made from what was replaced, by one run
+        check_finished(lake, finished)
     with pytest.raises(BadInput, match=f"pathways of {DAYS[1]}: a backfill that rebuilds it has not ended"):
         check_finished(lake, DAYS[1])
     assert left == {str(DAYS[1]): {"pathways"}, str(DAYS[2]): {"samples", "pathways"}}
+
+
+def test_a_backfill_that_changed_nothing_leaves_no_mark_of_its_own(
+    make_lake: Callable[..., Lake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = make_lake()
+    write_rows(lake, EVENTS, [event(str(day), day) for day in DAYS[:2]])
+    mark_stale(lake, {str(DAYS[1]): {"samples": "made before"}})
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise GateFailed("too few rows")
+
+    monkeypatch.setattr(backfill, "run_samples", refused)
+    with pytest.raises(GateFailed):
+        backfill.run_backfill(None, lake, DAYS[0], DAYS[1])  # type: ignore[arg-type]
+    assert read_stale(lake) == {str(DAYS[1]): {"samples": "made before"}}
+
+
+def test_another_reason_does_not_hide_that_a_backfill_was_killed(make_lake: Callable[..., Lake]) -> None:
+    lake = make_lake()
+    mark_stale(lake, {str(DAYS[0]): {"pathways": UNFINISHED}})
+    mark_stale(lake, {str(DAYS[0]): {"pathways": "made before another backfill", "shards": "made before it"}})
+    assert read_stale(lake) == {str(DAYS[0]): {"pathways": UNFINISHED, "shards": "made before it"}}
+    clear_stale(lake, DAYS[0], "pathways")
+    assert read_stale(lake) == {str(DAYS[0]): {"shards": "made before it"}}
+
+
+def test_a_later_day_that_was_made_meanwhile_is_stale(make_lake: Callable[..., Lake], monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = make_lake()
+    write_rows(lake, EVENTS, [event(str(day), day) for day in DAYS[:1]])
+    lists = {name: [] for name in ("short", "positive", "pending", "recent_items", "watch_histogram", "landings_seen")}
+
+    def pathways(_: Any, of: Lake, date: dt.date, *, every_landing: bool) -> dict[str, Any]:
+        assert every_landing
+        write_rows(of, USER_STATE, [{"user_id": "u", "active_days": 1, "behaviours": 0, "date": DAYS[1], **lists}])
+        clear_stale(of, date, "pathways")
+        return {"tables": {}}
+
+    def samples(_: Any, of: Lake, date: dt.date, **__: Any) -> dict[str, Any]:
+        clear_stale(of, date, "samples")
+        return {"tables": {}}
+
+    monkeypatch.setattr(backfill, "run_samples", samples)
+    monkeypatch.setattr(backfill, "run_pathways", pathways)
+    report = backfill.run_backfill(None, lake, DAYS[0], DAYS[0])  # type: ignore[arg-type]
+    assert set(report["stale"]) == set(read_stale(lake)) == {str(DAYS[1])}
 
 
 def test_a_damaged_or_foreign_file_of_marks_is_named(make_lake: Callable[..., Lake]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from feature_jobs import pathways, samples
 from feature_jobs.partition_files import PartitionFile, commit_files
-from feature_jobs.stale import mark_stale, read_stale
+from feature_jobs.stale import UNFINISHED, mark_stale, read_stale
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.tables import DAILY_SAMPLES, EVENTS, ITEMS, PATHWAY_STATIC, USER_STATE, Table
@@ -96,9 +96,19 @@ def test_nothing_is_made_public_of_inputs_that_were_replaced(
     assert read_stale(lake) == {}
 
 
-def test_a_day_that_another_run_of_it_has_read_and_others_may_change_as_they_like(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("step", ["samples", "pathways"])
+def test_a_day_after_one_that_a_backfill_has_not_finished_waits(lake: Lake, step: str) -> None:
+    run = samples.run_samples if step == "samples" else pathways.run_pathways
+    if step == "pathways":
+        samples.run_samples(NO_SPARK, lake, DAYS[2])
+    mark_stale(lake, {str(DAYS[1]): {"pathways": UNFINISHED}})
+    with pytest.raises(BadInput, match=f"pathways of {DAYS[1]}: a backfill that rebuilds it has not ended"):
+        run(NO_SPARK, lake, DAYS[2])
+    pathways.run_pathways(NO_SPARK, lake, DAYS[1])
+    run(NO_SPARK, lake, DAYS[2])
+
+
+def test_days_that_the_run_did_not_read_may_change(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     work = samples.run_by_bucket
 
     def meanwhile(spark: Any, buckets: Sequence[int], of_bucket: Callable[[int], Any]) -> list[Any]:

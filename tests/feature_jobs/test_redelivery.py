@@ -139,6 +139,22 @@ def test_a_run_that_is_killed_before_it_publishes_has_marked_and_the_next_one_sa
     assert "redelivered" not in world.deliver(DAYS[2], _liked(rows_of(DAYS[2]))), "what is published is compared"
 
 
+def test_who_takes_the_old_rows_in_while_the_new_ones_come_is_stale(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Day 13 is made for the first time, of the old rows, just before the new ones are published: nobody had it until then."""
+    world.deliver(DAYS[3], rows_of(DAYS[3]))
+    publish = job._publish
+
+    def meanwhile(*arguments: Any) -> None:
+        run_day(world.lake, DAYS[3])
+        publish(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_publish", meanwhile)
+        report = world.deliver(DAYS[3], _liked(rows_of(DAYS[3])))
+    assert report["redelivered"]["stale"] == read_stale(world.lake)
+    assert set(read_stale(world.lake)[str(DAYS[3])]) == {"samples", "pathways"}
+
+
 def test_days_made_anew_are_no_longer_stale(world: World) -> None:
     world.deliver(DAYS[1], _liked(rows_of(DAYS[1])))
     for day in DAYS[1:3]:
