@@ -31,7 +31,7 @@ def run_backfill(spark: "SparkSession", lake: Lake, first: dt.date, last: dt.dat
     Raises BadInput for dates in the wrong order, dates without any event, or a lake without the state before ``first``.
     """
     dates = backfill_dates(lake, first, last)
-    days = []
+    days: list[dict[str, Any]] = []
     with step_run(lake, "backfill", first) as run:
         previous_state(lake, first, run.reads(lake, USER_STATE))
         mark_stale(lake, what_depends(lake, first, last))

@@ -1,6 +1,6 @@
 """``onerec train|evaluate``: pre-training, fine-tuning and evaluation."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +13,9 @@ from onerec.commands.common import (
     print_dry_run,
     print_report,
 )
+
+if TYPE_CHECKING:
+    from schemas.lake import Lake
 
 
 def register(app: typer.Typer) -> None:
@@ -59,8 +62,20 @@ def train(
     from onerec.commands.progress_bar import counting
 
     with counting(f"train {stage}") as count:
-        report = training.run(opened, request, lambda step, total, loss: count(step, total, f"loss {loss:.3f}"))
-    print_report(report.to_json(), as_json=as_json)
+        report = training.run(opened, request, lambda step, total, loss: count(step, total, f"loss {loss:.3f}")).to_json()
+    _clear_marks(opened, report["dates"])
+    print_report(report, as_json=as_json)
+
+
+def _clear_marks(lake: "Lake", dates: list[str]) -> None:
+    """Take away the marks of days that were trained on, but of those whose shards are stale themselves."""
+    from feature_jobs.stale import clear_stale, read_stale
+    from schemas.lake import parse_date
+
+    marks = read_stale(lake)
+    for date in dates:
+        if "shards" not in marks.get(date, {}):
+            clear_stale(lake, parse_date(date), "train")
 
 
 def evaluate(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from feature_jobs.stale import mark_stale, read_stale
 from onerec.command_line import run as onerec
 from schemas.config import Config
 from schemas.lake import create_lake, open_lake
@@ -82,10 +83,14 @@ class TestTrain:
         lake = make_lake()
         made_log(lake.local_path("shards"), users=6, days=2, requests=2)
         arguments = ["train", "--lake", lake.root, "--steps", "3", "--json"]
-        call_json(arguments)
+        (day,) = call_json(arguments)["dates"]
         first = model_files(lake.local_path("training", "pretrain"))
         call_json(arguments)
         assert model_files(lake.local_path("training", "pretrain")) == first
+        for marks, left in (({"train": "old"}, {}), ({"train": "old", "shards": "old"}, {"train": "old", "shards": "old"})):
+            mark_stale(lake, {day: marks})
+            call_json(arguments)
+            assert read_stale(lake).get(day, {}) == left, "trained on shards that are stale, a day stays so"
 
     def test_a_later_day_goes_on_from_the_published_model_and_can_be_done_again(self, make_lake, capsys):
         lake = make_lake()
