@@ -12,14 +12,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feature_jobs.bucket_events import sample_ids
 from feature_jobs.bucket_files import BucketFiles
 from schemas.errors import BadInput
 from schemas.lake import filesystem_of, first_line
 
 KEY = "onerec.owned_by_earlier"
 """Key in a Parquet file's metadata: base64 of distinct sample_ids (int64, little-endian), ascending."""
+_KEYS = pa.schema([("user_id", pa.string()), ("impression_id", pa.string())])
 MOST_IDS = 8_000_000
 """Of one file: more would pass the 100 MB that Parquet readers allow a text of the footer."""
+
+
+def ids_held(files: BucketFiles, path: str) -> np.ndarray:
+    """The ids (int64, in the order of the rows) of the impressions that one file of ``events`` holds."""
+    rows = files.read_file(path, _KEYS)
+    return np.asarray(sample_ids(rows["user_id"], rows["impression_id"]).to_numpy())
 
 
 def as_metadata(ids: np.ndarray, name: str) -> dict[str, str]:

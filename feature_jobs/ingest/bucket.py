@@ -19,7 +19,7 @@ from feature_jobs.ingest.judging import in_packs
 from feature_jobs.ingest.orphans import orphaned
 from feature_jobs.ingest.redelivery import changed_dates
 from feature_jobs.ingest.sources import input_columns
-from feature_jobs.owned_by_earlier import as_metadata, owned_by_earlier
+from feature_jobs.owned_by_earlier import as_metadata, ids_held, owned_by_earlier
 from feature_jobs.partition_files import FileReport, PartitionFile, data_schema
 from feature_jobs.samples_drops import OVER_THE_CAP
 from feature_jobs.user_state_arrays import flat, integers
@@ -28,7 +28,6 @@ from schemas.suppression import Suppression
 from schemas.tables import EVENTS, QUARANTINE, Table
 
 _TIMES = ("request_ts", "ts", "observed_ts")
-_KEYS = pa.schema([("user_id", pa.string()), ("impression_id", pa.string())])
 _EPOCH = dt.date(1970, 1, 1)
 _NOTHING = np.empty(0, np.int64)
 ROW_GROUP_ROWS = 131_072
@@ -129,8 +128,7 @@ def _settle(task: BucketTask, bucket: int, rows: pa.Table, keys: np.ndarray, rep
         of_day = of_date[partition["date"]]
         if not len(of_day):
             continue
-        published = task.others.read_file(path, _KEYS)
-        theirs = sample_ids(published["user_id"], published["impression_id"]).to_numpy()
+        theirs = ids_held(task.others, path)
         if partition["landing_date"] < task.landing_date:
             repeated[of_day] |= np.isin(keys[of_day], theirs)
         elif (lost := np.isin(theirs, keys[of_day[~repeated[of_day]]])).any():

@@ -24,7 +24,7 @@ from feature_jobs.ingest.catalogue import REJECTED as REJECTED_FATE
 from feature_jobs.ingest.landed_keys import LandedKeys
 from feature_jobs.ingest.landing import LANDED_TABLES, Landing
 from feature_jobs.ingest.orphans import STEP, orphaned, orphans_told
-from feature_jobs.ingest.redelivery import dates_gone, taken_in, what_became_stale
+from feature_jobs.ingest.redelivery import dates_gone, what_became_stale
 from feature_jobs.ingest.rules import Bounds
 from feature_jobs.ingest.shuffle import Dealing, KnownItems, dealt, work_on_groups
 from feature_jobs.ingest.sources import Source, look_at
@@ -110,7 +110,7 @@ def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> Ste
             for part in landed:
                 step.table(part.table, _unpublished(part.counts))
             raise GateFailed(refusal)
-        redelivered = what_became_stale(lake, date, events.changed, taken_in(lake, date))
+        redelivered = what_became_stale(lake, date, events.changed)
         if redelivered:
             mark_stale(lake, redelivered["stale"])  # first: once the new rows are there, nobody can tell any more
             step.extra["redelivered"] = redelivered
@@ -120,7 +120,7 @@ def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> Ste
             step.extra["orphaned"] = {"rows": dict(sorted(events.orphaned.items())), "warning": orphans[1]}
         _publish(lake, date, landed, pinned)
         clear_stale(lake, date, STEP)
-        redelivered = what_became_stale(lake, date, events.changed, taken_in(lake, date))
+        redelivered = what_became_stale(lake, date, events.changed)
         if redelivered:  # once more: who took the old rows in meanwhile has no mark, or took it away
             mark_stale(lake, redelivered["stale"])
             step.extra["redelivered"] = redelivered

@@ -10,15 +10,12 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 
 import numpy as np
-import pyarrow as pa
 
-from feature_jobs.bucket_events import sample_ids
 from feature_jobs.bucket_files import BucketFiles
-from feature_jobs.owned_by_earlier import owned_by_earlier
+from feature_jobs.owned_by_earlier import ids_held, owned_by_earlier
 from feature_jobs.stale import Marks
 
 STEP = "ingest"
-_KEYS = pa.schema([("user_id", pa.string()), ("impression_id", pa.string())])
 _NOTHING = np.empty(0, np.int64)
 
 
@@ -50,9 +47,7 @@ def _gone(
     held: dict[dt.date, list[np.ndarray]] = {date: [] for date in dates}
     for path in before.paths.get(bucket, ()):
         if before.partitions[path]["date"] in held:
-            rows = before.read_file(path, _KEYS)
-            ids = sample_ids(rows["user_id"], rows["impression_id"]).to_numpy()
-            held[before.partitions[path]["date"]].append(ids)
+            held[before.partitions[path]["date"]].append(ids_held(before, path))
     return {date: np.setdiff1d(np.concatenate(ids), brought.get(date, _NOTHING)) for date, ids in held.items()}
 
 

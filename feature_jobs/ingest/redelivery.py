@@ -81,9 +81,12 @@ def dates_gone(lake: Lake, landing: dt.date, version: int, buckets: Collection[i
     return set(files.filter((pads.field("landing_date") == landing) & elsewhere & rows)["date"].to_pylist())
 
 
-def what_became_stale(lake: Lake, landing: dt.date, changed: Collection[dt.date], taken: TakenIn) -> dict[str, Any] | None:
+def what_became_stale(lake: Lake, landing: dt.date, changed: Collection[dt.date]) -> dict[str, Any] | None:
     """What to report of a landing whose rows of the dates ``changed`` are others now: ``dates``, those of them that were taken
     in; ``stale``, the marks; ``warning``, a line. None if nobody had taken them in."""
+    if not changed:
+        return None  # as nearly always: nobody need be asked
+    taken = taken_in(lake, landing)
     since = {date: day for date in sorted(changed) if (day := taken.since(date)) is not None}
     if not since:
         return None

@@ -16,6 +16,7 @@ from schemas.config import Config
 from schemas.errors import BadInput, GateFailed
 from schemas.lake import Lake
 from schemas.tables import CO_INTERACTION, EVENTS, USER_STATE
+from tests.feature_jobs.without_spark import NO_SPARK
 from tests.lake_rows import utc, write_rows
 
 DAYS = [dt.date(2026, 1, day) for day in range(1, 13)]
@@ -116,7 +117,7 @@ def test_a_backfill_that_ends_early_leaves_the_dates_that_it_did_not_rebuild_sta
     for name in ("samples", "pathways"):
         monkeypatch.setattr(backfill, f"run_{name}", step(name))
     with pytest.raises(KeyboardInterrupt):
-        backfill.run_backfill(None, lake, DAYS[0], DAYS[2])  # type: ignore[arg-type]
+        backfill.run_backfill(NO_SPARK, lake, DAYS[0], DAYS[2])
     left = {date: set(steps) for date, steps in read_stale(lake).items()}
     for finished in (DAYS[0], DAYS[2]):  # the third day was made from what was replaced, by one run
         check_finished(lake, finished)
@@ -137,7 +138,7 @@ def test_a_backfill_that_changed_nothing_leaves_no_mark_of_its_own(
 
     monkeypatch.setattr(backfill, "run_samples", refused)
     with pytest.raises(GateFailed):
-        backfill.run_backfill(None, lake, DAYS[0], DAYS[1])  # type: ignore[arg-type]
+        backfill.run_backfill(NO_SPARK, lake, DAYS[0], DAYS[1])
     assert read_stale(lake) == {str(DAYS[1]): {"samples": "made before"}}
 
 
@@ -167,7 +168,7 @@ def test_a_later_day_that_was_made_meanwhile_is_stale(make_lake: Callable[..., L
 
     monkeypatch.setattr(backfill, "run_samples", samples)
     monkeypatch.setattr(backfill, "run_pathways", pathways)
-    report = backfill.run_backfill(None, lake, DAYS[0], DAYS[0])  # type: ignore[arg-type]
+    report = backfill.run_backfill(NO_SPARK, lake, DAYS[0], DAYS[0])
     assert set(report["stale"]) == set(read_stale(lake)) == {str(DAYS[1])}
 
 
