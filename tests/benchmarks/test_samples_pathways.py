@@ -135,7 +135,8 @@ TINY = """
 import benchmarks.lifelong_rotation as lifelong
 from benchmarks import samples_pathways as subject
 lifelong.core_hours_lifelong = lambda quick, seed: {"core_hours_lifelong": 150.0, "quick": quick}  # measured by tests of its own
-subject.QUICK = subject.Plan((4500, 9000, 18000), 1, 9000, buckets=2, skew_buckets=4, memory="1g", peer_memory="1GB", histories=1)
+sizes = (4500, 9000, 18000)
+subject.QUICK = subject.Plan(sizes, 1, 9000, 9000, buckets=2, skew_buckets=4, memory="1g", peer_memory="1GB", others=1)
 subject.main()
 """
 
@@ -173,8 +174,8 @@ def test_slopes_are_made_of_the_steps_of_each_chain():
     assert figures["growth_exponent"] == pytest.approx(1)  # of what comes above the fixed start
 
 
-def test_the_peer_has_three_rounds_but_for_the_largest_size():
-    assert [FULL.peer_rounds(size) for size in FULL.sizes] == [3, 3, 3, 3, 1]
+def test_the_peer_has_three_rounds_but_for_the_large_sizes():
+    assert [FULL.peer_rounds(size) for size in FULL.sizes] == [3, 3, 1, 1, 1]
 
 
 def test_the_peers_files_are_compressed_as_ours_are():
