@@ -35,7 +35,7 @@ from feature_jobs.shard_records import (
 from feature_jobs.shard_side_tables import keys_with_tokens, write_items, write_lifelong, write_tokens
 from feature_jobs.stale import check_finished, clear_stale
 from schemas.errors import BadInput
-from schemas.lake import Lake
+from schemas.lake import Lake, parse_date
 from schemas.registry import Registry
 from schemas.runs import StepRun, TableCounts, step_run
 from schemas.shards import SHARD_FORMAT, SHARD_VERSION
@@ -90,6 +90,20 @@ def days_to_catch_up(lake: Lake, date: dt.date, days: int) -> list[dt.date]:
     held = set(partition_values(lake, DAILY_SAMPLES, lake.table_version(DAILY_SAMPLES))["date"].to_pylist())
     before = [date - dt.timedelta(days=back) for back in range(days, 0, -1)]
     return [day for day in before if day in held and not (day_folder(root, day.isoformat()) / MANIFEST).is_file()]
+
+
+def days_of_other_tokens(lake: Lake, date: dt.date) -> list[dt.date]:
+    """All days before ``date`` whose shard has tokens of another codebook than the published token set's, oldest first: a model
+    trains on days of one codebook. Without a token set there are none."""
+    registry = Registry.of(lake)
+    if registry.latest("token_set") is None:
+        return []
+    published = _codebook_of(registry)
+    root = shards_root(lake)
+    names = sorted(path.parent.name.removeprefix("date=") for path in root.glob(f"date=*/{MANIFEST}"))
+    days = [parse_date(name, f"{root}/date=") for name in names if name < date.isoformat()]
+    manifests = ((day, existing_manifest(root, day)) for day in days)
+    return [day for day, manifest in manifests if (manifest["codebook_version"], manifest["codebook_sizes"]) != published]
 
 
 def verify(lake: Lake, date: dt.date) -> int:
@@ -186,11 +200,15 @@ def _tokens(lake: Lake, root: Path, step: StepRun) -> dict[str, Any]:
     registry = Registry.of(lake)
     if registry.latest("token_set") is None:
         raise BadInput(f"{registry.root}: no token set is published; run `onerec tokenize`, then `onerec publish tokens`")
-    token_set = registry.load("token_set").metadata
-    codebook_version = token_set["codebook_version"]
-    sizes = [int(size) for size in token_set["codebook_sizes"]]  # a suffix's too, which the codebook does not know
+    codebook_version, sizes = _codebook_of(registry)
     entry = write_tokens(lake, root, step.reads(lake, ITEM_TOKENS), codebook_version, sizes)
     return {"codebook_version": codebook_version, "codebook_sizes": sizes, "tokens": entry}
+
+
+def _codebook_of(registry: Registry) -> tuple[str, list[int]]:
+    """Version of the published token set's codebook; sizes of the tokens, a suffix's too, which the codebook does not know."""
+    token_set = registry.load("token_set").metadata
+    return token_set["codebook_version"], [int(size) for size in token_set["codebook_sizes"]]
 
 
 def _drop_stale_masks(root: Path, date: dt.date, manifest: dict[str, Any]) -> None:

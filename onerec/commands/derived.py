@@ -82,7 +82,12 @@ def shards(
     retokenise: Annotated[bool, typer.Option("--retokenise", help="Only give the shard the published tokens.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Only check every file that the day's manifests name.")] = False,
     catch_up: Annotated[
-        int, typer.Option("--catch-up", min=0, help="Also build missing shards (or masks) of so many days before.")
+        int,
+        typer.Option(
+            "--catch-up",
+            min=0,
+            help="Also build missing shards (or masks) of so many days before; earlier shards get the published tokens.",
+        ),
     ] = 0,
     master: MasterOption = None,
     set_: SetOption = None,
@@ -108,9 +113,11 @@ def shards(
         return
     missing = [each for each in job.days_to_catch_up(opened, day, catch_up) if _is_finished(opened, each)]
     unmasked = rsft.days_to_catch_up(opened, day, catch_up) if targets == "rsft" else []
+    outdated = job.days_of_other_tokens(opened, day) if catch_up and targets == "all" else []
     present = (day_folder(shards_root(opened), date) / MANIFEST).is_file()
     if dry_run:
-        changes = {f"shards/date={each.isoformat()}": [each.isoformat()] for each in sorted({*missing, *unmasked, day})}
+        days = sorted({*missing, *unmasked, *outdated, day})
+        changes = {f"shards/date={each.isoformat()}": [each.isoformat()] for each in days}
         print_dry_run("shards", changes, as_json=as_json)
         return
     spark = spark_session(master)
@@ -118,6 +125,9 @@ def shards(
     for each in missing:
         progress(f"shards: {each}, missing so far")
         caught_up.append(job.run(spark, opened, each).to_json())
+    for each in outdated:
+        progress(f"shards: {each}, which has tokens of another codebook")
+        caught_up.append(job.retokenise(spark, opened, each).to_json())
     if retokenise:
         report = job.retokenise(spark, opened, day).to_json()
     elif targets == "rsft":

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from feature_jobs.shard_files import shards_root
 from onerec.command_line import run
 from schemas.lake import Lake
 from tests.feature_jobs import shard_lake
 from tests.feature_jobs.shard_lake import DAY, ITEM_IDS
+from trainer.shard_files import one_codebook, open_day
 
 
 def fails_with(capsys: pytest.CaptureFixture[str], arguments: list[str], *parts: str) -> None:
@@ -98,3 +100,29 @@ def test_shards_from_missing_days_to_masks(
     assert report("--targets", "rsft")["unit"] == "session"
     assert report("--verify")["files_verified"] > 4
     assert report("--retokenise")["counts"]["targets_without_tokens"] == 0
+
+
+@pytest.mark.slow
+def test_after_a_refresh_earlier_shards_get_the_new_codebook_too(
+    spark: Any, make_lake: Callable[..., Lake], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lake = make_lake()
+    days = [DAY - dt.timedelta(days=back) for back in (12, 1, 0)]
+    for seed, day in enumerate(days):
+        shard_lake.fill(lake, seed=seed, date=day)
+    shard_lake.publish_tokens(lake, ITEM_IDS)
+    command = ["shards", "--lake", lake.root, "--json"]
+    for day in days:
+        assert run([*command, "--date", day.isoformat()]) == 0
+    codebook = shard_lake.publish_tokens(lake, ITEM_IDS, seed=1)
+    capsys.readouterr()
+
+    def caught_up(*arguments: str) -> list[tuple[str, str]]:
+        assert run([*command, "--date", DAY.isoformat(), "--catch-up", "7", *arguments]) == 0
+        return [(each["date"], each.get("codebook_version")) for each in json.loads(capsys.readouterr().out)["caught_up"]]
+
+    assert [day for day, _ in caught_up("--targets", "rsft")] == ["2026-01-04"], "a mask has no tokens"
+    assert caught_up() == [(day.isoformat(), codebook) for day in days[:2]], "however long ago: a new model takes all days"
+    assert caught_up() == []
+    opened = [open_day(shards_root(lake), day, "all") for day in days]
+    assert one_codebook(opened, None, shards_root(lake))[0] == codebook
