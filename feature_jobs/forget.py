@@ -25,7 +25,7 @@ from feature_jobs.partition_files import commit_files
 from schemas.errors import BadInput
 from schemas.lake import Lake, first_line
 from schemas.runs import StepRun, TableCounts, step_run
-from schemas.suppression import locked, suppress
+from schemas.suppression import FORGET_LOCK, locked, suppress
 from schemas.tables import QUARANTINE, TABLES, Table
 
 if TYPE_CHECKING:
@@ -37,16 +37,18 @@ SPARK_FROM_BYTES = 2 * 2**30
 
 
 def read_users(path: Path) -> list[str]:
-    """User ids, one a line, in order and once each. Raises BadInput for a file that is missing, too large or not text."""
+    """User ids, one a line, in order and once each; one with blanks around it also without them, since nobody can see which is
+    meant. Raises BadInput for a file that is missing, too large or not text."""
     if not path.is_file():
         raise BadInput(f"--users {path}: no such file; write one user id a line")
     if path.stat().st_size > MAX_USERS_FILE_BYTES:
         raise BadInput(f"--users {path}: larger than {MAX_USERS_FILE_BYTES} bytes; split it")
     try:
-        lines = path.read_bytes().decode().split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise BadInput(f"--users {path}: not UTF-8 at byte {error.start}; write one user id a line") from error
-    users = list(dict.fromkeys(line for line in (line.removesuffix("\r") for line in lines) if line))
+    forms = (form for line in lines for form in (line.removesuffix("\r"), line.strip()))
+    users = list(dict.fromkeys(form for form in forms if form.strip()))
     if not users:
         raise BadInput(f"--users {path}: holds no user id; write one a line")
     return users
@@ -76,18 +78,17 @@ def run(lake: Lake, users: Sequence[str], spark: "SparkSession | None" = None) -
     brings some of the users back, RuntimeError if the search at the end finds one though nobody else wrote (a fault of ours).
     """
     people, tasks = People.of(lake, users), Tasks(spark)
-    shards = lake.local_path("shards")
-    with step_run(lake, "forget") as step, locked(lake, "forget"), _conflicts_named(lake):
+    with step_run(lake, "forget") as step, locked(lake, FORGET_LOCK), _conflicts_named(lake):
         step.extra["newly_suppressed"] = suppress(lake, users)
         for table in personal_tables():
             step.table(table, _forget_in(lake, table, people, tasks))
-        step.extra["shard_records_removed"] = forget_in_shards(shards, people.ids, tasks)
+        step.extra["shard_records_removed"] = forget_in_shards(lake, people.ids, tasks)
         step.extra["cached_folders_removed"] = forget_in_cache(lake, people.ids, tasks)
         step.extra["examples_removed"] = forget_in_examples(lake, set(users))
         step.extra["old_files_removed"] = {}
         for table in personal_tables():
             step.extra["old_files_removed"][table.name] = drop_old_files(lake, table, people, tasks)
-            cut_log(lake, table)
+            cut_log(lake, table, people)
         versions = {table.name: lake.table_version(table) for table in personal_tables()}
         # From here on, no step that read the old files publishes what it made of them. And on a filesystem without locks,
         # another run may have written over the list.
@@ -116,7 +117,7 @@ def prove(lake: Lake, people: People, tasks: Tasks, versions: dict[str, int]) ->
         table.name: _searched(lake, table, people, tasks, others=True) | {"log_mentions": log_mentions(lake, table, people)}
         for table in personal_tables()
     }
-    proof["shards"] = search_shards(lake.local_path("shards"), people.ids, tasks)
+    proof["shards"] = search_shards(lake, people.ids, tasks)
     proof["cache"] = search_cache(lake, people.ids, tasks)
     proof["examples"] = search_examples(lake, set(people.ids.to_pylist()))
     remaining = {name: counts for name, counts in proof.items() if counts["found"] or counts.get("log_mentions")}

@@ -1,5 +1,6 @@
 """Removes from ``LAKE/cache`` what holds people: files that a step dealt to buckets and did not live to remove."""
 
+import contextlib
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +21,8 @@ def forget_in_cache(lake: Lake, users: pa.Array, tasks: Tasks) -> int:
     filesystem, root = lake.filesystem("cache")
     doomed = {path[len(root) + 1 :].split("/")[0] for path in _search(lake, users, tasks)["in"]}
     for name in sorted(doomed):
-        filesystem.delete_dir(f"{root}/{name}")
+        with contextlib.suppress(FileNotFoundError):  # its run ended, and took it away
+            filesystem.delete_dir(f"{root}/{name}")
     return len(doomed)
 
 
@@ -46,6 +48,8 @@ def _search_file(filesystem: pafs.FileSystem, path: str, users: pa.Array) -> dic
             if USER_COLUMN not in file.schema_arrow.names:
                 return {"files": 0}
             column = file.read(columns=[USER_COLUMN]).column(0)
+    except FileNotFoundError:
+        return {"files": 0}  # its run ended meanwhile
     except (OSError, pa.ArrowException):
         return {"files": 1, "values": 0, "found": 1, "path": path}  # of a run that was killed while it wrote: nobody knows
     found = pc.sum(pc.is_in(column, value_set=users)).as_py() or 0

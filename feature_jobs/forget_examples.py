@@ -1,7 +1,7 @@
 """Removes people from what evaluations show: ``examples.json`` beside a model, ``{"users": [{"user_id": …, …}, …], …}``."""
 
 import json
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +9,26 @@ from schemas.errors import BadInput
 from schemas.lake import Lake, write_atomically
 
 EXAMPLES = "examples.json"
+_UNFINISHED = f"{EXAMPLES}.*.tmp"
 MAX_EXAMPLES_BYTES = 64 * 2**20
 
 
 def forget_in_examples(lake: Lake, users: Set[str]) -> int:
-    """Rewrite the examples below ``LAKE/training`` without these users; how many were removed.
+    """Rewrite the examples below ``LAKE/training`` without these users; how many were removed. What an evaluation left that
+    was killed while it wrote goes: none is writing while people are forgotten.
 
     Raises BadInput for a published model that shows them: what is published is never altered.
     """
     removed = 0
-    for path in sorted(lake.local_path("training").rglob(EXAMPLES)):
+    for path in _found(lake, ("training",), _UNFINISHED):
+        path.unlink()
+    for path in _found(lake, ("training",), EXAMPLES):
         content = _read(path)
         kept = [example for example in content["users"] if example.get("user_id") not in users]
         if len(kept) < len(content["users"]):
             removed += len(content["users"]) - len(kept)
             write_atomically(str(path), (json.dumps(content | {"users": kept}, indent=1) + "\n").encode())
-    for path in sorted(lake.local_path("registry").rglob(EXAMPLES)):
+    for path in _found(lake, ("registry",), EXAMPLES):
         if any(example.get("user_id") in users for example in _read(path)["users"]):
             raise BadInput(
                 f"{path}: a published model shows some of these people; publish that model again (its examples are left out "
@@ -35,9 +39,17 @@ def forget_in_examples(lake: Lake, users: Set[str]) -> int:
 
 def search_examples(lake: Lake, users: Set[str]) -> dict[str, int]:
     """Search the examples of every evaluation: files, examples looked at, and how many show one of ``users``."""
-    paths = [path for folder in ("training", "registry") for path in sorted(lake.local_path(folder).rglob(EXAMPLES))]
+    paths = _found(lake, ("training", "registry"), EXAMPLES)
+    unknown = _found(lake, ("training", "registry"), _UNFINISHED)
     shown = [example.get("user_id") for path in paths for example in _read(path)["users"]]
-    return {"files": len(paths), "values": len(shown), "found": sum(user in users for user in shown)}
+    found = sum(user in users for user in shown) + len(unknown)
+    return {"files": len(paths) + len(unknown), "values": len(shown), "found": found}
+
+
+def _found(lake: Lake, folders: Sequence[str], pattern: str) -> list[Path]:
+    if not lake.is_local:
+        return []
+    return [path for folder in folders for path in sorted(lake.local_path(folder).rglob(pattern))]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from deltalake import CommitProperties
 from deltalake.exceptions import CommitFailedError
 
 from feature_jobs.forget_files import People, Tasks, file_groups, live, search, unnamed
-from feature_jobs.forget_text import USER_COLUMN
+from feature_jobs.forget_text import USER_COLUMN, Mentions, unescaped
 from feature_jobs.partition_files import CARRIED_NOTES, COMMIT_ATTEMPTS, commit_notes
 from schemas.errors import BadInput
 from schemas.lake import Lake
@@ -24,6 +24,8 @@ from schemas.tables import Table
 _LOG_RETENTION = "delta.logRetentionDuration"
 _QUOTED = re.compile(r"'((?:[^']|'')*)'")
 _NAMED = re.compile(rf'"{USER_COLUMN}"\s*:\s*"?([^",}}]+)')
+_ENTRY = re.compile(r"\d{20}(\.[\w.\-]*)?\.(json|parquet)|_last_checkpoint")
+"""Names of a log's own files; whatever else lies there is no part of it."""
 _CUT, _DEFAULT = "interval 0 seconds", "interval 30 days"
 
 
@@ -52,8 +54,9 @@ def drop_old_files(lake: Lake, table: Table, people: People, tasks: Tasks) -> in
     return len(old) + len(doomed)
 
 
-def cut_log(lake: Lake, table: Table) -> None:
-    """Replace the log by a checkpoint of the newest version, and what the entries before it noted."""
+def cut_log(lake: Lake, table: Table, people: People) -> None:
+    """Replace the log by a checkpoint of the newest version, and what the entries before it noted. What a process left that was
+    killed while it committed goes if it names one of the people; one that is still at it has its commit refused, and says so."""
     kept = lake.open_table(table).metadata().configuration.get(_LOG_RETENTION, _DEFAULT)
     if kept == _CUT:
         kept = _DEFAULT  # an earlier run was killed here
@@ -63,9 +66,10 @@ def cut_log(lake: Lake, table: Table) -> None:
     opened.cleanup_metadata()
     opened.alter.set_table_properties({_LOG_RETENTION: kept})
     filesystem, root = lake.filesystem(table.name, "_delta_log")
-    for info in filesystem.get_file_info(pafs.FileSelector(root)):
-        if info.path.endswith(".crc"):  # Spark's check sums, which may repeat statistics; optional
-            filesystem.delete_file(info.path)
+    for path in _log_files(filesystem, root):
+        checksum = path.endswith(".crc")  # Spark's, which may repeat statistics; optional
+        if checksum or (not _is_entry(path) and _names_any(filesystem, path, people)):
+            filesystem.delete_file(path)
 
 
 def _carry_notes(lake: Lake, table: Table) -> None:
@@ -85,9 +89,24 @@ def _carry_notes(lake: Lake, table: Table) -> None:
 def log_mentions(lake: Lake, table: Table, people: People) -> int:
     """How many files of a table's log name one of the people: as a bound of a column, or quoted in a commit's message."""
     filesystem, root = lake.filesystem(table.name, "_delta_log")
-    files = [info.path for info in filesystem.get_file_info(pafs.FileSelector(root)) if info.type is pafs.FileType.File]
-    users = frozenset(people.ids.to_pylist())
-    return sum(not users.isdisjoint(_named_in_log(filesystem, path)) for path in files)
+    return sum(_names_any(filesystem, path, people) for path in _log_files(filesystem, root))
+
+
+def _log_files(filesystem: pafs.FileSystem, root: str) -> list[str]:
+    return [info.path for info in filesystem.get_file_info(pafs.FileSelector(root)) if info.type is pafs.FileType.File]
+
+
+def _is_entry(path: str) -> bool:
+    return _ENTRY.fullmatch(path.rpartition("/")[2]) is not None
+
+
+def _names_any(filesystem: pafs.FileSystem, path: str, people: People) -> bool:
+    users = people.ids.to_pylist()
+    if _is_entry(path):
+        return not frozenset(users).isdisjoint(_named_in_log(filesystem, path))
+    with filesystem.open_input_stream(path, compression=None) as stream:  # perhaps cut off, so it goes by its words
+        text = stream.read().decode(errors="replace")
+    return any(Mentions(users).in_text(form) for form in (text, unescaped(text)))  # statistics are JSON inside JSON
 
 
 def _named_in_log(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
@@ -103,7 +122,7 @@ def _named_in_log(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
         try:
             actions = json.loads(line)
         except ValueError:
-            continue  # a file that is no list of actions
+            continue  # a damaged entry
         yield from _bounds(actions)
         yield from (literal.replace("''", "'") for text in _texts(actions.get("commitInfo")) for literal in _QUOTED.findall(text))
 

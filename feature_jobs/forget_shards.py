@@ -11,24 +11,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_jobs.forget_files import Tasks
-from feature_jobs.shard_files import MANIFEST, clean, read_manifest, write_ipc, write_manifest, writer_lock
+from feature_jobs.shard_files import MANIFEST, clean, read_manifest, shards_root, write_ipc, write_manifest, writer_lock
 from feature_jobs.shard_records import counts_of, targets_without_tokens
 from feature_jobs.shard_side_tables import keys_with_tokens
 from schemas.errors import BadInput
+from schemas.lake import Lake
 from schemas.shards import stable_key
 
 _DAY_COUNTS = ("users", "requests", "events")
 
 
-def forget_in_shards(root: Path, users: pa.Array, tasks: Tasks) -> dict[str, int]:
+def forget_in_shards(lake: Lake, users: pa.Array, tasks: Tasks) -> dict[str, int]:
     """Rewrite the files that hold any of ``users``; how many records were removed by kind.
 
     Repeatable after a kill at any point: what is left to do is seen from the files themselves. Only the users' buckets are
     read.
     """
     removed = {"records": 0, "masks": 0, "lifelong": 0}
-    if not root.is_dir():
+    if not lake.is_local or not shards_root(lake).is_dir():
         return removed
+    root = shards_root(lake)
     with writer_lock(root):
         job = _Forgetting(root, users, tasks)
         for path in sorted(root.glob(f"lifelong/*/{MANIFEST}")):
@@ -42,7 +44,7 @@ def forget_in_shards(root: Path, users: pa.Array, tasks: Tasks) -> dict[str, int
     return removed
 
 
-def search_shards(root: Path, users: pa.Array, tasks: Tasks) -> dict[str, int]:
+def search_shards(lake: Lake, users: pa.Array, tasks: Tasks) -> dict[str, int]:
     """Search the user column of every shard file: files, values searched, and how many of ``users`` were found."""
 
     def work(path: Path) -> dict[str, Any]:
@@ -51,7 +53,8 @@ def search_shards(root: Path, users: pa.Array, tasks: Tasks) -> dict[str, int]:
             return {"files": 0, "values": 0, "found": 0}
         return {"files": 1, "values": len(table), "found": pc.sum(pc.is_in(table["user_id"], value_set=users)).as_py() or 0}
 
-    reports = tasks.each(sorted(root.rglob("*.arrow")), work)
+    files = sorted(shards_root(lake).rglob("*.arrow")) if lake.is_local else []
+    reports = tasks.each(files, work)
     return {name: sum(report[name] for report in reports) for name in ("files", "values", "found")}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _WORD = re.compile(r"\w+")
+_ESCAPES = re.compile(r'(?:\\u[0-9a-fA-F]{4})+|\\["\\/bfnrt]')
 USER_COLUMN = "user_id"
 
 
@@ -35,10 +36,18 @@ class Mentions:
         return of_users and self.in_text(row_json)
 
     def in_text(self, text: str) -> bool:
-        """Whether a text holds one of the ids between characters that are not a word's."""
+        """Whether a text, as it is or with JSON's escapes read, holds one of the ids between characters that are not a word's."""
+        return self._in_plain(text) or ("\\" in text and self._in_plain(unescaped(text)))
+
+    def _in_plain(self, text: str) -> bool:
         words = {"", *_WORD.findall(text)}
         candidates = (user for word in words for user in self._by_word.get(word, ()))
         return any(re.search(rf"(?<!\w){re.escape(user)}(?!\w)", text) for user in candidates)
+
+
+def unescaped(text: str) -> str:
+    """A text with every escape of JSON in it read, also outside of what would be a JSON text."""
+    return _ESCAPES.sub(lambda found: str(json.loads(f'"{found[0]}"')), text)
 
 
 def named_users(row_json: str) -> set[str]:

@@ -49,6 +49,11 @@ class Lake:
         """The pyarrow filesystem that holds an address below the root, and the path in it."""
         return filesystem_of(self.uri(*parts))
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the lake is on a local or mounted filesystem; elsewhere it has no shards, training and registry."""
+        return isinstance(self.filesystem()[0], pafs.LocalFileSystem)
+
     def local_path(self, *parts: str) -> Path:
         """The same as a local path. Raises BadInput for a lake that is not on a local filesystem."""
         filesystem, path = self.filesystem(*parts)

@@ -20,6 +20,8 @@ from schemas.errors import BadInput
 from schemas.lake import Lake, write_atomically
 
 SUPPRESSION_FILE = "suppression.json"
+FORGET_LOCK = "forget"
+"""Held by ``onerec forget`` from beginning to end."""
 MAX_BYTES = 2**30
 
 
@@ -32,7 +34,7 @@ class Suppression:
 
     def hash_of(self, user_id: str) -> str:
         """The salted hash of a user id (hex sha256)."""
-        return hashlib.sha256((self.salt + user_id).encode()).hexdigest()
+        return hashlib.sha256((self.salt + user_id).encode(errors="surrogatepass")).hexdigest()
 
     def __contains__(self, user_id: str) -> bool:
         return bool(self.hashes) and self.hash_of(user_id) in self.hashes
@@ -94,6 +96,14 @@ def check_nobody_forgotten(lake: Lake) -> None:
             f"{lake.root}: people were forgotten (`onerec forget`) while this ran, so it published no more; run it again when "
             "that has ended"
         )
+
+
+@contextmanager
+def while_nobody_is_forgotten(lake: Lake) -> Iterator[None]:
+    """``onerec forget`` waits while the block lasts, and the block while it runs. Raises as ``check_nobody_forgotten``."""
+    with locked(lake, FORGET_LOCK):
+        check_nobody_forgotten(lake)
+        yield
 
 
 def _look(lake: Lake) -> tuple[int, int] | None:

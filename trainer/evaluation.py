@@ -21,6 +21,7 @@ from schemas.lake import Lake, day_start, write_atomically
 from schemas.registry import Registry
 from schemas.runs import StepRun, TableCounts, step_run
 from schemas.shards import USER_DAY
+from schemas.suppression import while_nobody_is_forgotten
 from schemas.tables import POSITIVE_BIT
 from tokenization.trie import TokenTrie
 from tokenization.trie_tensors import TrieTensors
@@ -220,8 +221,9 @@ def run(
         if not done:
             raise BadInput(f"{root}/date={day}: no request has a target with tokens; tokenise the items and write it again")
         report = _report(lake, stage, day, saved, evaluator)
-        _write(folder / EVALUATION_FILE, report)
-        _write(folder / EXAMPLES_FILE, {"stage": stage, "date": day.isoformat(), "users": evaluator.examples})
+        with while_nobody_is_forgotten(lake):
+            _write(folder / EVALUATION_FILE, report)
+            _write(folder / EXAMPLES_FILE, {"stage": stage, "date": day.isoformat(), "users": evaluator.examples})
         step.table("evaluation", _accounting(reader, done))
         step.extra |= report
         if gate and report["gate"]["reasons"]:

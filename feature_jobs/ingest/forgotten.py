@@ -1,13 +1,12 @@
 """Rows of people who were forgotten (``onerec forget``): found by the hash of their id, or in a broken row's text."""
 
-import json
 import re
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_jobs.forget_text import named_users
+from feature_jobs.forget_text import named_users, unescaped
 from feature_jobs.user_state_arrays import flat
 from schemas.suppression import Suppression
 
@@ -63,18 +62,10 @@ def _candidates(text: str) -> set[str]:
         named = named_users(text)
     except (ValueError, RecursionError):
         named = set()
-        cut = [_unescaped(quoted) if quoted else bare for quoted, bare in _USER.findall(text)]
+        cut = [unescaped(quoted) if quoted else bare for quoted, bare in _USER.findall(text)]
     else:
         cut = []
     if named:
         return named
-    texts = [*cut, *_WORD.findall(text), *_CELL.findall(text)]
-    return {form for found in texts for form in (found, found.strip())}
-
-
-def _unescaped(quoted: str) -> str:
-    try:
-        value = json.loads(f'"{quoted}"')
-    except ValueError:
-        return quoted
-    return value if isinstance(value, str) else quoted
+    texts = [part for form in {text, unescaped(text)} for part in (*_WORD.findall(form), *_CELL.findall(form))]
+    return {form for found in (*cut, *texts) for form in (found, found.strip())}

@@ -119,6 +119,28 @@ def test_files_of_killed_runs_go_if_they_hold_them(lake: Lake) -> None:
     assert not (folder / broken).exists()
 
 
+def test_what_a_commit_left_that_was_killed_goes_if_it_names_them(lake: Lake) -> None:
+    """Under the names that Spark and delta-rs write entries by before they take their own; whole, and cut off."""
+    log = Path(lake.root) / USERS_TABLE.name / "_delta_log"
+    entry = next(path for path in sorted(log.glob("*.json")) if "anna" in path.read_text())
+    names = (f".{entry.name}.0f0e.tmp", f"{entry.stem}.json#1", "_commit_0f0e.json.tmp")
+    for name in names:
+        (log / name).write_text(entry.read_text()[: None if name.startswith(".") else entry.read_text().index("anna") + 6])
+    (log / "_commit_1.json.tmp").write_text("of somebody else")
+    report = forget.run(lake, ["anna"]).to_json()
+    assert report["proof"][USERS_TABLE.name]["log_mentions"] == 0
+    assert not any((log / name).exists() for name in names)
+    assert (log / "_commit_1.json.tmp").exists(), "it may be about to be renamed"
+
+
+def test_a_lake_on_an_object_store_has_no_shards_and_no_examples(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lake, "is_local", False)
+    monkeypatch.setattr(Lake, "local_path", lambda *_: pytest.fail("there is no local path"))
+    proof = forget.run(lake, ["anna"]).to_json()["proof"]
+    assert proof["shards"] == proof["examples"] == {"files": 0, "values": 0, "found": 0}
+    assert "anna" not in lake.read(HISTORY)["user_id"].to_pylist()
+
+
 def test_what_lies_beside_the_tables_goes_too(lake: Lake) -> None:
     cache, training = Path(lake.root) / "cache", Path(lake.root) / "training" / "pretrain"
     for name, user in (("snapshots-1", "anna"), ("snapshots-2", "bert")):
@@ -127,8 +149,10 @@ def test_what_lies_beside_the_tables_goes_too(lake: Lake) -> None:
     training.mkdir(parents=True)
     shown = {"stage": "pretrain", "date": DAY.isoformat(), "users": [{"user_id": "anna"}, {"user_id": "bert"}]}
     (training / "examples.json").write_text(json.dumps(shown))
+    (training / "examples.json.0f.tmp").write_text('{"users": [{"user_id": "anna"')  # of an evaluation that was killed
     report = forget.run(lake, ["anna"]).to_json()
     assert [path.name for path in cache.iterdir()] == ["snapshots-2"]
+    assert [path.name for path in training.iterdir()] == ["examples.json"]
     assert json.loads((training / "examples.json").read_text()) == shown | {"users": [{"user_id": "bert"}]}
     assert (report["cached_folders_removed"], report["examples_removed"]) == (1, 1)
     assert report["proof"]["examples"] == {"files": 1, "values": 1, "found": 0}
@@ -205,6 +229,8 @@ def test_the_users_file_is_checked(tmp_path: Path) -> None:
         forget.read_users(path)
     path.write_text("b\r\na b\nb\n", newline="")
     assert forget.read_users(path) == ["b", "a b"]
+    path.write_bytes("\ufeffanna\n bert \n \u00a0\n".encode())
+    assert forget.read_users(path) == ["anna", " bert ", "bert"]
 
 
 def test_a_run_is_recorded_without_naming_anyone(lake: Lake) -> None:

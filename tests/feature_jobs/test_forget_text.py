@@ -44,6 +44,21 @@ def test_a_row_is_theirs_by_its_user_or_else_by_any_word(row: str, theirs: bool)
     assert Mentions(["anna", "17"]).in_row(row) is theirs
 
 
+@pytest.mark.parametrize("user", ["李雷", 'say "hi"', "a\\b", "🙂", "tab\there"])
+@pytest.mark.parametrize("escaped", [True, False])
+def test_an_id_is_found_however_json_writes_it(user: str, escaped: bool) -> None:
+    named, elsewhere = ({"t": 5, key: user, "scene": "feed"} for key in ("user_id", "uid"))
+    for row in (json.dumps(columns, ensure_ascii=escaped) for columns in (named, elsewhere)):
+        assert Mentions([user]).in_row(row)
+        assert Mentions([user]).in_row(row[: row.index("scene")]), "cut off"
+        assert not Mentions(["scen", "us"]).in_row(row[: row.index("scene")])
+
+
+def test_half_of_a_surrogate_pair_is_no_id() -> None:
+    assert not Mentions(["anna"]).in_row('{"user_id": "\\ud83d')
+    assert not Mentions(["anna"]).in_row('{"user_id": "\\ud83d"}')
+
+
 def test_a_row_of_a_table_without_users_is_theirs_only_if_nobody_can_tell_what_it_is() -> None:
     """Items may be numbered as users are: their rejected rows stay."""
     item = json.dumps({"item_id": "17", "duration_ms": -1})

@@ -38,6 +38,7 @@ def test_a_cut_line_names_them(user: str, escaped: bool) -> None:
         '{"uid":"anna"}',
         "{'user_id': 'anna'}",
         "anna\t5",
+        '{"uid":"\\u674e\\u96f7","t":5',
     ],
 )
 def test_a_row_without_a_user_is_searched(text: str) -> None:
@@ -49,6 +50,8 @@ def test_a_row_of_somebody_else_stays() -> None:
     assert not found('{"user_id":" bert","scene":"anna"}'), "JSON goes by its user_id"
     assert not found('{"user_id":"annabel","item_id":"i1')
     assert not found('{"scene":"annabel"}')
+    assert not found('{"user_id":"\\ud83d"}'), "half of a surrogate pair"
+    assert not found('{"user_id":"\\ud83d')
     assert found('{"scene":"x"}', user="anna"), "an id that was read is enough"
     assert found('{"user_id":["anna","x"]}', user='["anna","x"]'), "an array stands for a text that it is not"
 

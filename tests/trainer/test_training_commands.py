@@ -1,5 +1,6 @@
 """``onerec train`` and ``onerec evaluate`` as a person types them, on an invented log."""
 
+import contextvars
 import json
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from schemas.config import Config
 from schemas.lake import create_lake, open_lake
 from schemas.registry import Registry
 from schemas.shards import stable_key
+from schemas.suppression import suppress
 from tests.trainer.made_shards import made_log, write_mask
+from trainer import evaluation
 from trainer.checkpoints import load_model, model_files, weights_sha256
 from trainer.evaluation import popular_items
 from trainer.shard_reader import ShardReader
@@ -246,6 +249,22 @@ class TestEvaluate:
         Registry.of(open_lake(str(root))).publish("pretrained", {}, files)
         assert onerec(arguments) == 0  # losses over other tokens cannot be compared
         (root / "registry" / "pretrained" / "latest").unlink()
+
+    @pytest.mark.usefixtures("evaluated")
+    def test_shows_nobody_where_people_were_forgotten_meanwhile(self, trained, capsys, monkeypatch):
+        root, _, _ = trained
+        shown = root / "training" / "pretrain" / "examples.json"
+        before = shown.read_bytes()
+
+        def meanwhile(*arguments):
+            contextvars.Context().run(suppress, open_lake(str(root)), ["somebody"])  # as another process does
+            return report(*arguments)
+
+        report = evaluation._report
+        monkeypatch.setattr(evaluation, "_report", meanwhile)
+        assert "people were forgotten" in fails(["evaluate", "--lake", str(root)], capsys)
+        assert shown.read_bytes() == before
+        (root / "suppression.json").unlink()
 
     def test_a_day_of_the_training_is_refused(self, trained, capsys):
         root, log, _ = trained
