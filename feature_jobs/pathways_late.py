@@ -33,27 +33,39 @@ class LateInputs:
 
     def read(self, bucket: int, state: BucketFiles, config: Config) -> tuple[pa.Table, dict[str, int]]:
         """The bucket's late behaviours labelled as samples are, given its users' ``state``, and how many rows were
-        dropped by reason: a repetition of an impression taken in before is a duplicate, whatever it says."""
+        dropped by reason: a repetition of an impression taken in before is a duplicate, whatever it says, and the cap of a
+        user's day counts what was taken in before."""
         events = read_events(self.late, bucket, self.items)
-        again = self._taken_before(bucket, events)
-        events = events.filter(pa.array(~again))
+        again, taken = self._taken_before(bucket, events)
+        events, taken = events.filter(pa.array(~again)), taken[~again]
         users = flat(events["user_id"]).unique()
-        labelled = label_samples(events, state_of(state, bucket, users, STATE_COLUMNS), config)
+        labelled = label_samples(events, state_of(state, bucket, users, STATE_COLUMNS), config, taken)
         dropped = {DUPLICATE: int(again.sum())}
         for count in labelled["dropped"].drop_null().value_counts().to_pylist():
             dropped[count["values"]] = dropped.get(count["values"], 0) + count["counts"]
         return labelled.filter(pc.is_null(labelled["dropped"])), dropped
 
-    def _taken_before(self, bucket: int, events: pa.Table) -> np.ndarray:
+    def _taken_before(self, bucket: int, events: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """Whether each event's impression (bool) is among the earlier ones of its date, read a file at a time: those that the
-        file holds, and those that it held, or would have, before a landing ahead of its own brought them."""
-        taken = np.zeros(len(events), bool)
+        file holds, and those that it held, or would have, before a landing ahead of its own brought them; and how many
+        impressions of its user and date the files hold (int64)."""
+        again = np.zeros(len(events), bool)
         ids, dates = integers(events["sample_id"]), integers(events["date"])
+        users = flat(events["user_id"]).dictionary_encode()
+        held: dict[int, list[np.ndarray]] = {}
         for path in self.earlier.paths.get(bucket, ()):
-            of_day = np.flatnonzero(dates == (self.earlier.partitions[path]["date"] - _EPOCH).days)
+            date = (self.earlier.partitions[path]["date"] - _EPOCH).days
+            of_day = np.flatnonzero(dates == date)
             if not len(of_day):
                 continue
             rows = self.earlier.read_file(path, _KEYS)
-            held = sample_ids(rows["user_id"], rows["impression_id"]).to_numpy()
-            taken[of_day] |= np.isin(ids[of_day], held) | np.isin(ids[of_day], owned_by_earlier(self.earlier, path))
-        return taken
+            keys = sample_ids(rows["user_id"], rows["impression_id"]).to_numpy()
+            again[of_day] |= np.isin(ids[of_day], keys) | np.isin(ids[of_day], owned_by_earlier(self.earlier, path))
+            owner = integers(pc.index_in(flat(rows["user_id"]), value_set=users.dictionary), null=-1)
+            held.setdefault(date, []).append(np.stack([owner, keys])[:, owner >= 0])
+        taken = np.zeros(len(events), np.int64)
+        for date, pairs in held.items():
+            owners = np.unique(np.concatenate(pairs, axis=1), axis=1)[0]
+            of_day = np.flatnonzero(dates == date)
+            taken[of_day] = np.bincount(owners, minlength=len(users.dictionary))[users.indices.to_numpy()[of_day]]
+        return again, taken

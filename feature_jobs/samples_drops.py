@@ -21,21 +21,23 @@ _KEEP_FIRST = (
 """Of a repeated impression's rows, the first by these columns is kept."""
 
 
-def drops(events: pa.Table, owner: np.ndarray, cap: int) -> np.ndarray:
+def drops(events: pa.Table, owner: np.ndarray, cap: int, taken: np.ndarray | None = None) -> np.ndarray:
     """For each event 0, or 1 + the place in REASONS of why it is dropped (int8); ``owner`` is its user's code.
 
     A repeated ``sample_id`` of a user keeps the row of the earliest landing, then the first by the columns of EVENTS that
-    ``events`` has, in their declared order. A user's day keeps its ``cap`` earliest impressions by (ts, sample_id).
+    ``events`` has, in their declared order. A user's day keeps its ``cap`` earliest impressions by (ts, sample_id), fewer
+    where ``taken`` (int64, for each event) says how many impressions its user's day had before.
     """
+    room = np.maximum(cap - (np.zeros(len(events), np.int64) if taken is None else taken), 0)
     dropped = np.zeros(len(events), np.int8)
     sample_id = integers(events["sample_id"])
     dropped[_repetitions(events, owner, sample_id)] = 1
-    crowded = np.bincount(owner) > cap if len(owner) else np.zeros(0, bool)
+    crowded = np.bincount(owner) > room.min() if len(owner) else np.zeros(0, bool)
     if crowded.any():
         rows = np.flatnonzero(crowded[owner] & (dropped == 0))
         who, date, ts = owner[rows], integers(events["date"])[rows], integers(events["ts"])[rows]
         order = order_by(who, date, ts, sample_id[rows])
-        dropped[rows[order[rank_in_group(who[order], date[order]) >= cap]]] = 2
+        dropped[rows[order[rank_in_group(who[order], date[order]) >= room[rows[order]]]]] = 2
     return dropped
 
 

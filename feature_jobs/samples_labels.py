@@ -49,14 +49,15 @@ def check_positive(definition: PositiveDefinition) -> None:
         raise BadInput(f"samples.positive.feedback: {', '.join(unknown)} unknown; choose among {', '.join(FEEDBACK)}")
 
 
-def label_samples(events: pa.Table, state: pa.Table, config: Config) -> pa.Table:
+def label_samples(events: pa.Table, state: pa.Table, config: Config, taken: np.ndarray | None = None) -> pa.Table:
     """Label events (EVENT_COLUMNS, any order) given their users' state at the end of the day before (STATE_COLUMNS).
 
     Returns LABELLED_COLUMNS, one row an event, samples first, sorted by (user_id, request_ts, ts, sample_id). Texts may come
     as dictionary arrays; if ``user_id`` does, texts go out as they are cheapest, dictionary arrays or plain.
     * A repeated (user_id, impression_id) keeps the row of the earliest landing, then the first by the event's columns in
       their declared order (but ``ingested_at``).
-    * A user's day keeps its ``samples.user_day_cap`` earliest impressions by (ts, sample_id).
+    * A user's day keeps its ``samples.user_day_cap`` earliest impressions by (ts, sample_id), less what it had ``taken`` in
+      before (int64, for each event; nothing unless told).
     * A *watch* is an impression with play time above 0. It is a *second watch* if the user's last
       ``positive.repeat_window`` watches before it have its item; "before" is (observed_ts, sample_id) order among the
       pending behaviours of earlier days and these events, behind all of ``recent_items``.
@@ -65,7 +66,7 @@ def label_samples(events: pa.Table, state: pa.Table, config: Config) -> pa.Table
       the length unknown.
     """
     users, owner = encoded_users(events["user_id"])
-    dropped = drops(events, owner, config.samples.user_day_cap)
+    dropped = drops(events, owner, config.samples.user_day_cap, taken)
     samples = _label(events, np.flatnonzero(dropped == 0), users, owner, state, config)
     rest = np.flatnonzero(dropped)
     if len(rest):

@@ -6,7 +6,7 @@ rules in DESIGN (visibility, incremental, late events) and their statements in `
 
 import datetime as dt
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -118,7 +118,11 @@ class Reference:
         late = [row for row in events if row["date"] < day and row["landing_date"] in now - self.seen]
         had = {(row["user_id"], row["impression_id"]) for row in events if row["date"] < day and row["landing_date"] in self.seen}
         again = [row for row in late if (row["user_id"], row["impression_id"]) in had]
-        late_samples, late_dropped = self._labelled([row for row in late if (row["user_id"], row["impression_id"]) not in had])
+        taken = {(row["user_id"], row["impression_id"], row["date"]) for row in events if row["landing_date"] in self.seen}
+        late_samples, late_dropped = self._labelled(
+            [row for row in late if (row["user_id"], row["impression_id"]) not in had],
+            Counter((user, date) for user, _, date in taken),
+        )
         late_dropped["duplicate"] += len(again)
         self.seen = now
         history = defaultdict(list)
@@ -143,7 +147,10 @@ class Reference:
         """Users with a behaviour, or with a snapshot from before the day."""
         return {user for user in self.taken if self.taken[user]} | {row["user_id"] for row in self.users if row["date"] < day}
 
-    def _labelled(self, rows: Sequence[Row]) -> tuple[list[Row], Counter[str]]:
+    def _labelled(
+        self, rows: Sequence[Row], taken: Mapping[tuple[str, dt.date], int] | None = None
+    ) -> tuple[list[Row], Counter[str]]:
+        """``taken``: how many impressions a user's day had before; the cap counts them."""
         dropped: Counter[str] = Counter()
         by_impression = defaultdict(list)
         for row in rows:
@@ -158,10 +165,11 @@ class Reference:
             by_day[row["user_id"], row["date"]].append(row | {"sample_id": sample_id})
         cap = self.config.samples.user_day_cap
         by_user: dict[str, list[Row]] = defaultdict(list)
-        for (user, _), impressions in by_day.items():
+        for (user, date), impressions in by_day.items():
             impressions.sort(key=lambda row: (row["ts"], row["sample_id"]))
-            by_user[user] += impressions[:cap]
-            dropped["over_the_cap"] += len(impressions[cap:])
+            room = max(0, cap - (taken or {}).get((user, date), 0))
+            by_user[user] += impressions[:room]
+            dropped["over_the_cap"] += len(impressions[room:])
         samples = []
         for user, impressions in by_user.items():
             self._sessions(user, impressions)
