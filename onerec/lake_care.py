@@ -1,6 +1,7 @@
 """Looking after a lake: retention of ``user_state``, removal of unneeded files, prices."""
 
 import datetime as dt
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,24 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import yaml
 
+from feature_jobs.stale import read_stale
 from schemas.config import RetentionSection
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.tables import TABLES, USER_STATE
 
+_BUILT_FROM_STATE = {"samples", "pathways"}
+"""Steps of a day that read the state of the day before."""
 
-def user_state_days_to_drop(days: list[dt.date], retention: RetentionSection) -> list[dt.date]:
-    """Days of ``user_state`` beyond the last few and the weekly checkpoints (the newest day is always kept)."""
+
+def user_state_days_to_drop(days: list[dt.date], retention: RetentionSection, stale: Collection[str] = ()) -> list[dt.date]:
+    """Days of ``user_state`` beyond the last few and the weekly checkpoints (the newest day is always kept), but for those that a
+    ``stale`` day (YYYY-MM-DD) follows: it will be built from them, or a backfill is at it."""
     newest_first = sorted(days, reverse=True)
     recent = set(newest_first[: retention.user_state_days])
     weekly = [day for day in newest_first if day.weekday() == retention.user_state_checkpoint_weekday]
-    return sorted(set(days) - recent - set(weekly[: retention.user_state_checkpoints]))
+    needed = {day for day in days if (day + dt.timedelta(days=1)).isoformat() in stale}
+    return sorted(set(days) - recent - set(weekly[: retention.user_state_checkpoints]) - needed)
 
 
 def vacuum_lake(lake: Lake, *, dry_run: bool) -> dict[str, Any]:
@@ -32,7 +39,8 @@ def vacuum_lake(lake: Lake, *, dry_run: bool) -> dict[str, Any]:
         if partitions.num_rows
         else []
     )
-    drop = user_state_days_to_drop(days, lake.config.retention)
+    stale = {day for day, steps in read_stale(lake).items() if not _BUILT_FROM_STATE.isdisjoint(steps)}
+    drop = user_state_days_to_drop(days, lake.config.retention, stale)
     if drop and not dry_run:
         state.delete(" OR ".join(f"date = '{day.isoformat()}'" for day in drop))
     hours = lake.config.retention.file_hours

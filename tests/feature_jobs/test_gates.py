@@ -45,6 +45,15 @@ def test_gates_name_every_figure_that_left_its_range() -> None:
         check_gates(figures(rows=0), GatesSection(), DAY)
 
 
+def test_a_day_that_may_be_empty_is_not_compared_with_the_days_before() -> None:
+    empty, gates = figures(rows=0, trailing=100.0, users=0, items=0), GatesSection(min_rows=0)
+    check_gates(empty, gates, DAY)
+    with pytest.raises(GateFailed, match=r"rows is 0.*volume_ratio is 0"):
+        check_gates(empty, GatesSection(), DAY)
+    with pytest.raises(GateFailed, match=r"volume_ratio is 0\.01"):
+        check_gates(figures(rows=1, trailing=100.0), gates, DAY)
+
+
 def test_settings_that_name_unknown_columns_are_refused() -> None:
     with pytest.raises(BadInput, match="likes unknown"):
         check_positive(PositiveDefinition(feedback=("likes",)))

@@ -10,6 +10,7 @@ import pytest
 from deltalake import CommitProperties
 
 from feature_jobs.samples_notes import samples_note
+from feature_jobs.stale import UNFINISHED, mark_stale
 from onerec.command_line import run
 from onerec.lake_care import user_state_days_to_drop, vacuum_lake
 from onerec.lake_view import costs, day_status
@@ -36,6 +37,17 @@ def test_state_keeps_the_last_days_and_weekly_checkpoints():
     kept = set(days) - set(user_state_days_to_drop(days, retention))
     assert kept == {dt.date(2026, 2, 7), dt.date(2026, 2, 8), dt.date(2026, 2, 9), dt.date(2026, 2, 1)}
     assert user_state_days_to_drop([], retention) == []
+
+
+def test_a_state_that_a_stale_day_is_built_from_stays(make_lake):
+    """A backfill of old days goes from state to state, and may take longer than the time until the next vacuum."""
+    lake = make_lake(retention={"user_state_days": 1, "user_state_checkpoints": 1})
+    days = [dt.date(2026, 1, 5) + dt.timedelta(days=number) for number in range(6)]
+    for day in days:
+        write_rows(lake, USER_STATE, [state_row(day)])
+    mark_stale(lake, {"2026-01-07": {"pathways": UNFINISHED}, "2026-01-09": {"samples": "x"}, "2026-01-08": {"shards": "x"}})
+    vacuum_lake(lake, dry_run=False)
+    assert sorted(lake.read(USER_STATE)["date"].to_pylist()) == [days[1], days[3], days[5]]
 
 
 def test_vacuum_drops_what_the_retention_says_and_a_rehearsal_nothing(make_lake, capfd):
