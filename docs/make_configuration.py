@@ -11,7 +11,7 @@ HEAD = """# Configuration
 
 Made from `schemas/config_sections.py` by `python -m docs.make_configuration`. A lake keeps its configuration beside its
 tables, in `onerec.yaml`; `onerec lake create --config FILE` starts from a file that names only what differs from these
-defaults. Every command takes `--set section.name=value` for one run. What ran is recorded in `pipeline_runs` by its hash.
+defaults. Every step takes `--set section.name=value` for one run. What ran is recorded in `pipeline_runs` by its hash.
 """
 
 

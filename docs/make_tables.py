@@ -7,7 +7,10 @@ from schemas.tables import TABLES, Table, column_doc
 
 def render() -> str:
     """The whole page."""
-    head = "# Tables\n\nMade from `schemas/tables.py` by `python -m docs.make_tables`; both engines check what stands there.\n"
+    head = (
+        "# Tables\n\nMade from `schemas/tables.py` by `python -m docs.make_tables`; both engines check what stands there when\n"
+        "they write; the steps that write files themselves keep to the same rules.\n"
+    )
     return head + "".join(_section(table) for table in TABLES.values())
 
 

@@ -66,7 +66,7 @@ class GatesSection(Section):
     """Ranges that a day's samples must lie in before they are published."""
 
     min_rows: int = 1
-    """Fewest samples of a day."""
+    """Fewest samples of a day; with 0, a day without any passes whatever the days before had."""
     volume_ratio: tuple[float, float] = (0.2, 5.0)
     """Range of the day's samples ÷ the mean of the trailing days."""
     volume_days: Positive = 7
@@ -93,7 +93,7 @@ class SamplesSection(Section):
     session_gap_minutes: Positive = 30
     """A longer pause between requests begins a new session, where the source names none."""
     holdout_share: Share = 0.01
-    """Share of users, by stable hash, held out of all training."""
+    """Share of users, by stable hash, held out of all training of the generator and its reward; item pairs count them."""
     duration_log_base: float = Field(default=1.5, gt=1)
     """β of the duration buckets ⌊log_β(seconds + 1)⌋ (V2)."""
     play_log_base: float = Field(default=1.2, gt=1)
