@@ -1,11 +1,11 @@
 """What a task of ``onerec forget`` does with the data files of one user bucket: search them, or write them without the users.
 
-A file is written anew beside the old one and belongs to no table until the driver commits it (``partition_files``). The
-sample_ids of repeated impressions that a file of ``events`` notes (``owned_by_earlier``) are carried over whole: they are
-hashes without a name, and what they keep from being counted twice may be anybody's.
+A file is written anew beside the old one and belongs to no table until the driver commits it (``partition_files``). Of the
+sample_ids that a file of ``events`` notes (``owned_by_earlier``) it keeps those of other people: whose an id is, the rows tell
+that an earlier landing has of it, as long as they are there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from feature_jobs.bucket_events import sample_ids
 from feature_jobs.bucket_files import live_files, relaxed, run_by_bucket
 from feature_jobs.forget_text import USER_COLUMN, Mentions
 from feature_jobs.owned_by_earlier import as_metadata, from_metadata
@@ -24,13 +25,14 @@ from feature_jobs.partition_files import FileReport, PartitionFile, data_schema
 from schemas.errors import BadInput
 from schemas.lake import Lake, filesystem_of, first_line
 from schemas.shards import stable_key
-from schemas.tables import QUARANTINE, TABLES, Table
+from schemas.tables import EVENTS, QUARANTINE, TABLES, Table
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
     from pyspark.sql import SparkSession
 
 Unit = TypeVar("Unit")
+_NO_IDS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def search(lake: Lake, table: Table, people: People, group: FileGroup) -> dict[s
 
 
 def rewrite(lake: Lake, table: Table, people: People, group: FileGroup) -> dict[str, Any]:
-    """Write those of the files that hold some of the people without them.
+    """Write those of the files that hold some of the people, or note ids of their rows, without them.
 
     Returns the paths ``replaced``, the ``files`` written instead (one that would be empty is not, unless it notes ids),
     and the rows ``removed``.
@@ -147,18 +149,42 @@ def rewrite(lake: Lake, table: Table, people: People, group: FileGroup) -> dict[
     of_group = people if group.bucket is None else people.of_bucket(group.bucket)
     if not len(of_group.ids):
         return result
+    gone = {path: _theirs(table, _column(lake, table, path), partition, of_group) for path, partition in group.files}
+    theirs = _sample_ids(lake, table, gone) if table.name == EVENTS.name else _NO_IDS
     for path, partition in group.files:
-        column = _read(lake, table, path, [_searched(table)])
-        if column is None:
-            _, root = lake.filesystem(table.name)
-            raise BadInput(f"{root}/{unquote(path)}: missing or damaged; restore it, or run the step that writes it")
-        gone = _theirs(table, column.column(0), partition, of_group)
-        removed = pc.sum(gone).as_py() or 0
-        if removed:
+        removed = pc.sum(gone[path]).as_py() or 0
+        if removed or (len(theirs) and np.isin(_noted(lake, table, path), theirs).any()):
             result["replaced"].append(path)
-            result["files"].append(_without(lake, table, path, partition, gone))
+            result["files"].append(_without(lake, table, path, partition, gone[path], theirs))
             result["removed"] += removed
     return result
+
+
+def _column(lake: Lake, table: Table, path: str) -> pa.ChunkedArray:
+    """The column that is searched."""
+    rows = _read(lake, table, path, [_searched(table)])
+    if rows is None:
+        _, root = lake.filesystem(table.name)
+        raise BadInput(f"{root}/{unquote(path)}: missing or damaged; restore it, or run the step that writes it")
+    return rows.column(0)
+
+
+def _sample_ids(lake: Lake, table: Table, gone: Mapping[str, pa.ChunkedArray | pa.Array]) -> np.ndarray:
+    """The ids (int64) of the rows of ``events`` that are to go."""
+    found = [_NO_IDS]
+    for path, mask in gone.items():
+        if pc.any(mask).as_py():
+            rows = _read(lake, table, path, [USER_COLUMN, "impression_id"])
+            if rows is not None:
+                rows = rows.filter(mask)
+                found.append(sample_ids(rows[USER_COLUMN], rows["impression_id"]).to_numpy())
+    return np.unique(np.concatenate(found))
+
+
+def _noted(lake: Lake, table: Table, path: str) -> np.ndarray:
+    filesystem, root = filesystem_of(lake.table_uri(table))
+    with filesystem.open_input_file(f"{root}/{unquote(path)}") as stream:
+        return from_metadata(pq.read_metadata(stream).metadata)
 
 
 def _is_quarantine(table: Table) -> bool:
@@ -192,9 +218,9 @@ def _read(lake: Lake, table: Table, path: str, columns: list[str]) -> pa.Table |
 
 
 def _without(
-    lake: Lake, table: Table, path: str, partition: dict[str, str], gone: pa.ChunkedArray | pa.Array
+    lake: Lake, table: Table, path: str, partition: dict[str, str], gone: pa.ChunkedArray | pa.Array, ids: np.ndarray
 ) -> FileReport | None:
-    """Copy a file row group by row group, less the rows of which ``gone`` (bool, one a row) is true."""
+    """Copy a file row group by row group, less the rows of which ``gone`` (bool, one a row) is true, and the noted ``ids``."""
     schema = pa.schema([relaxed(column) for column in data_schema(table)])
     filesystem, root = filesystem_of(lake.table_uri(table))
     written: PartitionFile | None = None
@@ -202,7 +228,7 @@ def _without(
     try:
         with filesystem.open_input_file(f"{root}/{unquote(path)}") as stream:
             file = pq.ParquetFile(stream)
-            owned = from_metadata(file.metadata.metadata)
+            owned = np.setdiff1d(from_metadata(file.metadata.metadata), ids)
             written = PartitionFile(lake, table, partition, as_metadata(owned, f"{root}/{unquote(path)}"))
             present = [name for name in schema.names if name in file.schema_arrow.names]
             for number in range(file.num_row_groups):

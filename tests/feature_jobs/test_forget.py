@@ -8,21 +8,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 from deltalake import CommitProperties, write_deltalake
 
 from feature_jobs import forget, forget_log, forget_shards, rsft, shards
-from feature_jobs.partition_files import PartitionFile, commit_notes
+from feature_jobs.bucket_events import sample_ids
+from feature_jobs.owned_by_earlier import as_metadata, from_metadata
+from feature_jobs.partition_files import PartitionFile, commit_files, commit_notes
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Registry
 from schemas.suppression import SUPPRESSION_FILE, suppressed_users
-from schemas.tables import HISTORY, PIPELINE_RUNS, QUARANTINE, Table
+from schemas.tables import EVENTS, HISTORY, PIPELINE_RUNS, QUARANTINE, Table
 from schemas.tables import USERS as USERS_TABLE
 from tests.feature_jobs import shard_lake
-from tests.feature_jobs.forget_lake import GONE, filled
+from tests.feature_jobs.forget_lake import GONE, event, filled
 from tests.feature_jobs.shard_lake import DAY, ITEM_IDS, MIDNIGHT
 from tests.lake_rows import user_bucket, write_rows
 
@@ -92,6 +96,27 @@ def test_rewritten_files_say_what_they_hold(lake: Lake) -> None:
             rows = pq.read_table(f"{lake.root}/{table.name}/{unquote(action['path'])}", columns=["user_id"], partitioning=None)
             assert (action["num_records"], action["null_count.user_id"]) == (len(rows), 0), table.name
             assert "anna" not in (action.get("min.user_id"), action.get("max.user_id"))
+
+
+def test_ids_that_files_note_of_their_rows_go_with_them(lake: Lake) -> None:
+    """A landing's file notes what an earlier landing has; a file that has nothing else is no more."""
+    bucket = user_bucket("anna", 4)
+    neighbour = next(f"n{number}" for number in range(99) if user_bucket(f"n{number}", 4) == bucket)
+    write_rows(lake, EVENTS, [event(neighbour)])
+    known = {user: sample_ids(pa.array([user]), pa.array([f"imp {user}"])).to_numpy()[0] for user in ("anna", neighbour)}
+    foreign = 17
+    files = []
+    for later, ids in enumerate(([known["anna"], known[neighbour], foreign], [known["anna"]])):
+        partition = {"date": str(DAY), "landing_date": str(DAY + dt.timedelta(days=1 + later)), "user_bucket": str(bucket)}
+        files.append(PartitionFile(lake, EVENTS, partition, as_metadata(np.array(ids), "a file")).close())
+    commit_files(lake, EVENTS, files, pads.field("path") == "")
+    forget.run(lake, ["anna"])
+    noted = []
+    for action in pa.table(lake.open_table(EVENTS).get_add_actions(flatten=True)).to_pylist():
+        metadata = pq.read_metadata(f"{lake.root}/{EVENTS.name}/{unquote(action['path'])}").metadata
+        noted += from_metadata(metadata).tolist()
+    assert sorted(noted) == sorted([known[neighbour], foreign])
+    assert neighbour in users_of(lake, EVENTS)
 
 
 def test_files_of_killed_runs_go_if_they_hold_them(lake: Lake) -> None:
