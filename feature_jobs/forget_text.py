@@ -37,7 +37,7 @@ class Mentions:
 
     def in_text(self, text: str) -> bool:
         """Whether a text, as it is or with JSON's escapes read, holds one of the ids between characters that are not a word's."""
-        return self._in_plain(text) or ("\\" in text and self._in_plain(unescaped(text)))
+        return any(map(self._in_plain, forms_of(text)))
 
     def _in_plain(self, text: str) -> bool:
         words = {"", *_WORD.findall(text)}
@@ -45,8 +45,16 @@ class Mentions:
         return any(re.search(rf"(?<!\w){re.escape(user)}(?!\w)", text) for user in candidates)
 
 
+def forms_of(text: str) -> list[str]:
+    """A text as it is, and with JSON's escapes read as often as there are any left: JSON may stand in a text of JSON."""
+    forms = [text]
+    while (read := unescaped(forms[-1])) != forms[-1]:
+        forms.append(read)
+    return forms
+
+
 def unescaped(text: str) -> str:
-    """A text with every escape of JSON in it read, also outside of what would be a JSON text."""
+    """A text with every escape of JSON in it read once, also outside of what would be a JSON text."""
     return _ESCAPES.sub(lambda found: str(json.loads(f'"{found[0]}"')), text)
 
 

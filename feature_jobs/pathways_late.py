@@ -11,9 +11,10 @@ from feature_jobs.bucket_events import read_events, sample_ids
 from feature_jobs.bucket_files import BucketFiles
 from feature_jobs.item_versions import ItemVersions
 from feature_jobs.owned_by_earlier import owned_by_earlier
+from feature_jobs.samples_arrays import order_by
 from feature_jobs.samples_drops import DUPLICATE
 from feature_jobs.samples_labels import STATE_COLUMNS, label_samples
-from feature_jobs.user_state_arrays import flat, integers
+from feature_jobs.user_state_arrays import flat, group_starts, integers
 from feature_jobs.user_state_files import state_of
 from schemas.config import Config
 from schemas.tables import EVENTS
@@ -36,7 +37,7 @@ class LateInputs:
         dropped by reason: a repetition of an impression taken in before is a duplicate, whatever it says, and the cap of a
         user's day counts what was taken in before."""
         events = read_events(self.late, bucket, self.items)
-        again, taken = self._taken_before(bucket, events)
+        again, taken = self._taken_before(bucket, events, config.samples.user_day_cap)
         events, taken = events.filter(pa.array(~again)), taken[~again]
         users = flat(events["user_id"]).unique()
         labelled = label_samples(events, state_of(state, bucket, users, STATE_COLUMNS), config, taken)
@@ -45,13 +46,14 @@ class LateInputs:
             dropped[count["values"]] = dropped.get(count["values"], 0) + count["counts"]
         return labelled.filter(pc.is_null(labelled["dropped"])), dropped
 
-    def _taken_before(self, bucket: int, events: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    def _taken_before(self, bucket: int, events: pa.Table, cap: int) -> tuple[np.ndarray, np.ndarray]:
         """Whether each event's impression (bool) is among the earlier ones of its date, read a file at a time: those that the
         file holds, and those that it held, or would have, before a landing ahead of its own brought them; and how many
-        impressions of its user and date the files hold (int64)."""
-        again = np.zeros(len(events), bool)
+        impressions of its user and date were taken in before (int64), where these and the new ones may be more than ``cap``."""
+        again, taken = np.zeros(len(events), bool), np.zeros(len(events), np.int64)
         ids, dates = integers(events["sample_id"]), integers(events["date"])
         users = flat(events["user_id"]).dictionary_encode()
+        code = users.indices.to_numpy()
         held: dict[int, list[np.ndarray]] = {}
         for path in self.earlier.paths.get(bucket, ()):
             date = (self.earlier.partitions[path]["date"] - _EPOCH).days
@@ -63,9 +65,22 @@ class LateInputs:
             again[of_day] |= np.isin(ids[of_day], keys) | np.isin(ids[of_day], owned_by_earlier(self.earlier, path))
             owner = integers(pc.index_in(flat(rows["user_id"]), value_set=users.dictionary), null=-1)
             held.setdefault(date, []).append(np.stack([owner, keys])[:, owner >= 0])
-        taken = np.zeros(len(events), np.int64)
         for date, pairs in held.items():
-            owners = np.unique(np.concatenate(pairs, axis=1), axis=1)[0]
             of_day = np.flatnonzero(dates == date)
-            taken[of_day] = np.bincount(owners, minlength=len(users.dictionary))[users.indices.to_numpy()[of_day]]
+            repeated = of_day[again[of_day]]  # some of which an earlier landing has taken from the files above
+            owner, keys = np.concatenate([*pairs, np.stack([code[repeated], ids[repeated]])], axis=1)
+            new = np.bincount(code[of_day[~again[of_day]]], minlength=len(users.dictionary))
+            taken[of_day] = _distinct_where_crowded(owner, keys, new, cap)[code[of_day]]
         return again, taken
+
+
+def _distinct_where_crowded(owner: np.ndarray, keys: np.ndarray, new: np.ndarray, cap: int) -> np.ndarray:
+    """How many keys each owner has: of those who might have more than ``cap`` with the ``new`` ones, distinct keys."""
+    counts = np.bincount(owner, minlength=len(new))
+    crowded = counts + new > cap
+    some = crowded[owner]
+    if some.any():
+        order = order_by(owner[some], keys[some])
+        owner, keys = owner[some][order], keys[some][order]
+        counts[crowded] = np.bincount(owner[group_starts(owner, keys)], minlength=len(new))[crowded]
+    return counts

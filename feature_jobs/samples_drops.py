@@ -28,16 +28,21 @@ def drops(events: pa.Table, owner: np.ndarray, cap: int, taken: np.ndarray | Non
     ``events`` has, in their declared order. A user's day keeps its ``cap`` earliest impressions by (ts, sample_id), fewer
     where ``taken`` (int64, for each event) says how many impressions its user's day had before.
     """
-    room = np.maximum(cap - (np.zeros(len(events), np.int64) if taken is None else taken), 0)
     dropped = np.zeros(len(events), np.int8)
     sample_id = integers(events["sample_id"])
     dropped[_repetitions(events, owner, sample_id)] = 1
-    crowded = np.bincount(owner) > room.min() if len(owner) else np.zeros(0, bool)
+    most = np.bincount(owner)
+    if taken is not None:
+        before = np.zeros(len(most), np.int64)
+        np.maximum.at(before, owner, taken)
+        most = most + before
+    crowded = most > cap
     if crowded.any():
         rows = np.flatnonzero(crowded[owner] & (dropped == 0))
         who, date, ts = owner[rows], integers(events["date"])[rows], integers(events["ts"])[rows]
         order = order_by(who, date, ts, sample_id[rows])
-        dropped[rows[order[rank_in_group(who[order], date[order]) >= room[rows[order]]]]] = 2
+        place = rank_in_group(who[order], date[order]) + (0 if taken is None else taken[rows[order]])
+        dropped[rows[order[place >= cap]]] = 2
     return dropped
 
 

@@ -1,7 +1,7 @@
 """``onerec shards``: a day's samples and pathways as shard files, one Spark task a bucket (docs/shards.md)."""
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,22 +66,36 @@ def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
     return step
 
 
-def retokenise(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
-    """Give a day's shard the tokens of the published token set: a new token table and manifest, the same data files."""
+def retokenise(spark: SparkSession, lake: Lake, dates: Sequence[dt.date]) -> list[StepRun]:
+    """Give shards of days the tokens of the published token set: one new token table, manifests, the same data files.
+
+    All get the same tokens, whatever is published meanwhile. Raises BadInput naming a day without a shard.
+    """
     root = shards_root(lake)
-    path = day_folder(root, date.isoformat()) / MANIFEST
-    with step_run(lake, "shards", date) as step, writer_lock(root), table_failures_named():
-        manifest = existing_manifest(root, date)
-        tokens = _tokens(lake, root, step)
-        buckets = {entry["user_bucket"]: path.parent / entry["path"] for entry in manifest["files"]}
-        missing = run_by_bucket(spark, sorted(buckets), _recount_task(buckets, root / tokens["tokens"]["path"]))
-        counts = manifest["counts"] | {"targets_without_tokens": sum(part["targets_without_tokens"] for part in missing)}
-        inputs = manifest["inputs"] | {ITEM_TOKENS.name: step.inputs[ITEM_TOKENS.name]}
-        write_manifest(path, {**manifest, **tokens, "counts": counts, "inputs": inputs})
-        step.extra["files_removed"] = clean(root)
-        step.table("shards", TableCounts(rows_in=counts["events"], rows_out=counts["events"]))
-        step.extra |= {"counts": counts, "codebook_version": tokens["codebook_version"]}
-    return step
+    runs: list[StepRun] = []
+    tokens: dict[str, Any] = {}
+    with writer_lock(root), table_failures_named():
+        for date in dates:
+            with step_run(lake, "shards", date) as step:
+                manifest = existing_manifest(root, date)
+                tokens = tokens or _tokens(lake, root, step)
+                step.inputs[ITEM_TOKENS.name] = (runs or [step])[0].inputs[ITEM_TOKENS.name]
+                _retokenise_day(spark, root, manifest, tokens, step)
+                if date == dates[-1]:
+                    step.extra["files_removed"] = clean(root)
+            runs.append(step)
+    return runs
+
+
+def _retokenise_day(spark: SparkSession, root: Path, manifest: dict[str, Any], tokens: dict[str, Any], step: StepRun) -> None:
+    path = day_folder(root, manifest["date"]) / MANIFEST
+    buckets = {entry["user_bucket"]: path.parent / entry["path"] for entry in manifest["files"]}
+    missing = run_by_bucket(spark, sorted(buckets), _recount_task(buckets, root / tokens["tokens"]["path"]))
+    counts = manifest["counts"] | {"targets_without_tokens": sum(part["targets_without_tokens"] for part in missing)}
+    inputs = manifest["inputs"] | {ITEM_TOKENS.name: step.inputs[ITEM_TOKENS.name]}
+    write_manifest(path, {**manifest, **tokens, "counts": counts, "inputs": inputs})
+    step.table("shards", TableCounts(rows_in=counts["events"], rows_out=counts["events"]))
+    step.extra |= {"counts": counts, "codebook_version": tokens["codebook_version"]}
 
 
 def days_to_catch_up(lake: Lake, date: dt.date, days: int) -> list[dt.date]:
@@ -102,8 +116,9 @@ def days_of_other_tokens(lake: Lake, date: dt.date) -> list[dt.date]:
     root = shards_root(lake)
     names = sorted(path.parent.name.removeprefix("date=") for path in root.glob(f"date=*/{MANIFEST}"))
     days = [parse_date(name, f"{root}/date=") for name in names if name < date.isoformat()]
-    manifests = ((day, existing_manifest(root, day)) for day in days)
-    return [day for day, manifest in manifests if (manifest["codebook_version"], manifest["codebook_sizes"]) != published]
+    manifests = ((day, read_manifest(day_folder(root, day.isoformat()) / MANIFEST) or {}) for day in days)
+    ours = ((day, manifest) for day, manifest in manifests if manifest.get("version") == SHARD_VERSION)
+    return [day for day, manifest in ours if (manifest.get("codebook_version"), manifest.get("codebook_sizes")) != published]
 
 
 def verify(lake: Lake, date: dt.date) -> int:
@@ -187,12 +202,20 @@ def _recount_task(files: dict[int, Path], tokens: Path) -> Callable[[int], dict[
     def work(bucket: int) -> dict[str, Any]:
         path = files[bucket]
         try:
-            records = pa.ipc.open_file(pa.memory_map(str(path))).read_all().select(["event_item_key", "event_target"])
+            records = _columns(path, ["event_item_key", "event_target"])
         except (OSError, pa.ArrowInvalid) as error:
             raise BadInput(f"{path}: unreadable shard file ({error}); run `onerec shards` for this day again") from error
         return {"targets_without_tokens": targets_without_tokens(records, keys_with_tokens(tokens))}
 
     return work
+
+
+def _columns(path: Path, names: list[str]) -> pa.Table:
+    """Columns of a shard file; no others are decompressed."""
+    source = pa.memory_map(str(path))
+    schema = pa.ipc.open_file(source).schema
+    options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name) for name in names])
+    return pa.ipc.open_file(source, options=options).read_all().select(names)
 
 
 def _tokens(lake: Lake, root: Path, step: StepRun) -> dict[str, Any]:

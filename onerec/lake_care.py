@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import yaml
 
-from feature_jobs.stale import read_stale
+from feature_jobs.stale import UNFINISHED, Marks, read_stale
 from schemas.config import RetentionSection
 from schemas.errors import BadInput
 from schemas.lake import Lake
@@ -19,14 +19,21 @@ _BUILT_FROM_STATE = {"samples", "pathways"}
 """Steps of a day that read the state of the day before."""
 
 
-def user_state_days_to_drop(days: list[dt.date], retention: RetentionSection, stale: Collection[str] = ()) -> list[dt.date]:
-    """Days of ``user_state`` beyond the last few and the weekly checkpoints (the newest day is always kept), but for those that a
-    ``stale`` day (YYYY-MM-DD) follows: it will be built from them, or a backfill is at it."""
+def user_state_days_to_drop(days: list[dt.date], retention: RetentionSection, needed: Collection[dt.date] = ()) -> list[dt.date]:
+    """Days of ``user_state`` beyond the last few, the weekly checkpoints and those ``needed`` (the newest day is always kept)."""
     newest_first = sorted(days, reverse=True)
     recent = set(newest_first[: retention.user_state_days])
     weekly = [day for day in newest_first if day.weekday() == retention.user_state_checkpoint_weekday]
-    needed = {day for day in days if (day + dt.timedelta(days=1)).isoformat() in stale}
-    return sorted(set(days) - recent - set(weekly[: retention.user_state_checkpoints]) - needed)
+    return sorted(set(days) - recent - set(weekly[: retention.user_state_checkpoints]) - set(needed))
+
+
+def states_for_stale_days(marks: Marks) -> set[dt.date]:
+    """Days whose ``user_state`` a backfill of what is stale begins with: those before the first of several stale days on end,
+    and before each that a backfill is at."""
+    stale = {day: steps for day, steps in marks.items() if not _BUILT_FROM_STATE.isdisjoint(steps)}
+    days = {dt.date.fromisoformat(day): UNFINISHED in steps.values() for day, steps in stale.items()}
+    before = {day - dt.timedelta(days=1): unfinished for day, unfinished in days.items()}
+    return {day for day, unfinished in before.items() if unfinished or day not in days}
 
 
 def vacuum_lake(lake: Lake, *, dry_run: bool) -> dict[str, Any]:
@@ -39,8 +46,9 @@ def vacuum_lake(lake: Lake, *, dry_run: bool) -> dict[str, Any]:
         if partitions.num_rows
         else []
     )
-    stale = {day for day, steps in read_stale(lake).items() if not _BUILT_FROM_STATE.isdisjoint(steps)}
-    drop = user_state_days_to_drop(days, lake.config.retention, stale)
+    needed = states_for_stale_days(read_stale(lake))
+    drop = user_state_days_to_drop(days, lake.config.retention, needed)
+    kept = set(user_state_days_to_drop(days, lake.config.retention)) - set(drop)
     if drop and not dry_run:
         state.delete(" OR ".join(f"date = '{day.isoformat()}'" for day in drop))
     hours = lake.config.retention.file_hours
@@ -57,6 +65,7 @@ def vacuum_lake(lake: Lake, *, dry_run: bool) -> dict[str, Any]:
         "step": "lake vacuum",
         "dry_run": dry_run,
         "user_state_days_dropped": [day.isoformat() for day in drop],
+        "user_state_days_kept_for_stale": sorted(day.isoformat() for day in kept),
         "files": files,
         "leftovers": len(leftovers),
     }

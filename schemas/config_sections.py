@@ -65,7 +65,7 @@ class PositiveDefinition(Section):
 class GatesSection(Section):
     """Ranges that a day's samples must lie in before they are published."""
 
-    min_rows: int = 1
+    min_rows: int = Field(default=1, ge=0)
     """Fewest samples of a day; with 0, a day without any passes whatever the days before had."""
     volume_ratio: tuple[float, float] = (0.2, 5.0)
     """Range of the day's samples ÷ the mean of the trailing days."""

@@ -6,13 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_jobs.forget_text import named_users, unescaped
+from feature_jobs.forget_text import forms_of, named_users, unescaped
 from feature_jobs.user_state_arrays import flat
 from schemas.suppression import Suppression
 
 _USER = re.compile(r'"user_id"\s*:\s*(?:"((?:[^"\\]|\\.)*)|([^\s",\[\]{}]+))')
 """A user id in what may be half of a JSON object: a text, perhaps cut off, or a number."""
 _WORD = re.compile(r"\w+")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)')
+"""A text of JSON, perhaps cut off."""
 _CELL = re.compile(r'[^"\\,;\t{}\[\]]+')
 """What stands between the separators of a line: an id may hold more than a word's characters."""
 
@@ -67,5 +69,6 @@ def _candidates(text: str) -> set[str]:
         cut = []
     if named:
         return named
-    texts = [part for form in {text, unescaped(text)} for part in (*_WORD.findall(form), *_CELL.findall(form))]
-    return {form for found in (*cut, *texts) for form in (found, found.strip())}
+    for form in forms_of(text):
+        cut += [*_WORD.findall(form), *_CELL.findall(form), *map(unescaped, _QUOTED.findall(form))]
+    return {form for found in cut for form in (found, found.strip())}

@@ -125,11 +125,11 @@ def shards(
     for each in missing:
         progress(f"shards: {each}, missing so far")
         caught_up.append(job.run(spark, opened, each).to_json())
-    for each in outdated:
-        progress(f"shards: {each}, which has tokens of another codebook")
-        caught_up.append(job.retokenise(spark, opened, each).to_json())
+    if outdated:
+        progress(f"shards: {outdated[0]} … {outdated[-1]}, {len(outdated)} days with tokens of another codebook")
+        caught_up += [each.to_json() for each in job.retokenise(spark, opened, outdated)]
     if retokenise:
-        report = job.retokenise(spark, opened, day).to_json()
+        report = job.retokenise(spark, opened, [day])[0].to_json()
     elif targets == "rsft":
         for each in sorted({*missing, *unmasked}):
             progress(f"shards: mask of {each}, missing so far")

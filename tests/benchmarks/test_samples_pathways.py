@@ -174,8 +174,8 @@ def test_slopes_are_made_of_the_steps_of_each_chain():
     assert figures["growth_exponent"] == pytest.approx(1)  # of what comes above the fixed start
 
 
-def test_the_peer_has_three_rounds_but_for_the_large_sizes():
-    assert [FULL.peer_rounds(size) for size in FULL.sizes] == [3, 3, 1, 1, 1]
+def test_the_peer_has_three_rounds_but_for_the_largest_size():
+    assert [FULL.peer_rounds(size) for size in FULL.sizes] == [3, 3, 3, 3, 1]
 
 
 def test_the_peers_files_are_compressed_as_ours_are():

@@ -91,8 +91,8 @@ class Bucket:
         inputs = late_inputs(self.lake, version, late, earlier, self.lake.table_version(ITEMS))
         if inputs is not None:
             nobody = BucketFiles(self.lake.table_uri(USER_STATE), {}, {})
-            rows, dropped = inputs.read(0, nobody, CONFIG)
-            assert set(dropped) <= {"duplicate"}
+            rows, dropped = inputs.read(0, nobody, self.lake.config)
+            assert set(dropped) <= {"duplicate", "over_the_cap"}
             days = [moment.date() for moment in rows["request_ts"].to_pylist()]
             self.taken += list(zip(days, rows["sample_id"].to_pylist(), strict=True))
         self.seen = seen
@@ -154,6 +154,18 @@ def test_whatever_the_order_of_landings_each_impression_is_taken_in_once(
         bucket.day(day, every=every)
     assert arrived == set(DAYS)
     assert Counter(bucket.taken) == Counter((date, text_hash("u", name)) for date, name in set().union(*brought.values()))
+
+
+def test_the_cap_of_a_day_counts_what_an_earlier_landing_took_over(make_lake: Callable[..., Lake]) -> None:
+    settings = CONFIG.model_dump()
+    bucket = Bucket(make_lake(**settings | {"samples": settings["samples"] | {"user_day_cap": 4}}))
+    bucket.land(DAYS[2], {(DAYS[0], name) for name in "abc"})
+    for day in DAYS[:3]:
+        bucket.day(day, every=False)
+    assert len(bucket.taken) == 3
+    bucket.land(DAYS[1], {(DAYS[0], name) for name in "abde"})  # delayed: landing 12 is left with c
+    bucket.day(DAYS[3], every=False)
+    assert len(bucket.taken) == len(set(bucket.taken)) == 4, "one of d and e"
 
 
 def test_a_file_written_anew_without_people_who_are_forgotten_keeps_its_ids(make_lake: Callable[..., Lake]) -> None:

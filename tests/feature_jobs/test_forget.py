@@ -151,10 +151,13 @@ def test_what_a_commit_left_that_was_killed_goes_if_it_names_them(lake: Lake) ->
     names = (f".{entry.name}.0f0e.tmp", f"{entry.stem}.json#1", "_commit_0f0e.json.tmp")
     for name in names:
         (log / name).write_text(entry.read_text()[: None if name.startswith(".") else entry.read_text().index("anna") + 6])
+    checkpoint = log / ".00000000000000000002.checkpoint.parquet.0f0e.tmp"
+    checkpoint.write_bytes(b"PAR1 compressed")
     (log / "_commit_1.json.tmp").write_text("of somebody else")
     report = forget.run(lake, ["anna"]).to_json()
     assert report["proof"][USERS_TABLE.name]["log_mentions"] == 0
     assert not any((log / name).exists() for name in names)
+    assert not checkpoint.exists(), "nobody can tell whom it names"
     assert (log / "_commit_1.json.tmp").exists(), "it may be about to be renamed"
 
 

@@ -1,6 +1,7 @@
 """Forgetting while something else happens: other steps, other runs of it, many tasks."""
 
 import contextvars
+import fcntl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from feature_jobs.partition_files import PartitionFile, commit_files
 from schemas.errors import BadInput
 from schemas.lake import Lake, open_lake
 from schemas.runs import step_run
-from schemas.suppression import suppress, suppressed_users
+from schemas.suppression import suppress, suppressed_users, while_nobody_is_forgotten
 from schemas.tables import HISTORY, PIPELINE_RUNS
 from tests.feature_jobs.forget_lake import GONE, filled
 from tests.feature_jobs.killed_runs import ROOT, contents, copied
@@ -98,6 +99,16 @@ def test_a_step_that_was_under_way_publishes_nothing_and_says_so(lake: Lake) -> 
                 commit_files(lake, HISTORY, [file], NOTHING)
     with step_run(lake, "pathways", DAY):
         commit_files(lake, HISTORY, [written(lake, "bert")], NOTHING)
+
+
+def test_who_writes_beside_the_tables_and_who_forgets_wait_for_each_other(lake: Lake) -> None:
+    path = Path(lake.root) / ".forget.lock"
+    with while_nobody_is_forgotten(lake), path.open("w") as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with step_run(lake, "evaluate", DAY):
+        elsewhere(forget.run, lake, ["anna"])
+        with pytest.raises(BadInput, match="people were forgotten"), while_nobody_is_forgotten(lake):
+            pytest.fail("it may show them")
 
 
 def test_a_step_that_still_has_to_read_is_told_that_its_version_is_gone(lake: Lake) -> None:

@@ -52,6 +52,7 @@ def test_an_id_is_found_however_json_writes_it(user: str, escaped: bool) -> None
         assert Mentions([user]).in_row(row)
         assert Mentions([user]).in_row(row[: row.index("scene")]), "cut off"
         assert not Mentions(["scen", "us"]).in_row(row[: row.index("scene")])
+        assert Mentions([user]).in_row(json.dumps({"payload": row})), "JSON in a text of JSON"
 
 
 def test_half_of_a_surrogate_pair_is_no_id() -> None:

@@ -39,6 +39,10 @@ def test_a_cut_line_names_them(user: str, escaped: bool) -> None:
         "{'user_id': 'anna'}",
         "anna\t5",
         '{"uid":"\\u674e\\u96f7","t":5',
+        '{"uid":"say \\"hi\\""}',
+        '{"uid":"say \\"hi\\"","t',
+        json.dumps({"payload": json.dumps({"user_id": "李雷"})}),
+        json.dumps({"payload": json.dumps({"uid": 'say "hi"'})}),
     ],
 )
 def test_a_row_without_a_user_is_searched(text: str) -> None:

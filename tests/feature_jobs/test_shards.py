@@ -268,7 +268,7 @@ def test_new_tokens_change_the_token_table_only(spark: Any, lake: Lake) -> None:
     shards.run(spark, lake, DAY)
     before, _ = read_day(lake)
     codebook = shard_lake.publish_tokens(lake, ITEM_IDS, seed=1)
-    shards.retokenise(spark, lake, DAY)
+    shards.retokenise(spark, lake, [DAY])
     after, _ = read_day(lake)
     assert after["codebook_version"] == codebook
     assert after["counts"]["targets_without_tokens"] == 0 < before["counts"]["targets_without_tokens"]

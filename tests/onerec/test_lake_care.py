@@ -12,7 +12,7 @@ from deltalake import CommitProperties
 from feature_jobs.samples_notes import samples_note
 from feature_jobs.stale import UNFINISHED, mark_stale
 from onerec.command_line import run
-from onerec.lake_care import user_state_days_to_drop, vacuum_lake
+from onerec.lake_care import states_for_stale_days, user_state_days_to_drop, vacuum_lake
 from onerec.lake_view import costs, day_status
 from schemas.config import RetentionSection
 from schemas.errors import GateFailed
@@ -45,9 +45,17 @@ def test_a_state_that_a_stale_day_is_built_from_stays(make_lake):
     days = [dt.date(2026, 1, 5) + dt.timedelta(days=number) for number in range(6)]
     for day in days:
         write_rows(lake, USER_STATE, [state_row(day)])
-    mark_stale(lake, {"2026-01-07": {"pathways": UNFINISHED}, "2026-01-09": {"samples": "x"}, "2026-01-08": {"shards": "x"}})
-    vacuum_lake(lake, dry_run=False)
+    made_before = {f"2026-01-{day:02}": {"samples": "x", "pathways": "x"} for day in (9, 10, 11)}
+    mark_stale(lake, {"2026-01-07": {"pathways": UNFINISHED}, "2026-01-06": {"shards": "x"}} | made_before)
+    report = vacuum_lake(lake, dry_run=False)
     assert sorted(lake.read(USER_STATE)["date"].to_pylist()) == [days[1], days[3], days[5]]
+    assert report["user_state_days_kept_for_stale"] == ["2026-01-06", "2026-01-08"], "later ones a backfill makes itself"
+
+
+def test_a_backfill_that_is_under_way_finds_each_state_that_it_left():
+    marks = {f"2026-01-{day:02}": {"samples": UNFINISHED, "pathways": UNFINISHED} for day in (13, 14)}
+    marks["2026-01-15"] = {"samples": "made before it"}
+    assert states_for_stale_days(marks) == {dt.date(2026, 1, 12), dt.date(2026, 1, 13)}
 
 
 def test_vacuum_drops_what_the_retention_says_and_a_rehearsal_nothing(make_lake, capfd):
