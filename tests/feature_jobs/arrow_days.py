@@ -1,10 +1,12 @@
 """Runs days through the pure transforms without Spark, as the jobs do, so that many random days cost seconds."""
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from feature_jobs.pathways import taken_in
@@ -73,14 +75,17 @@ class ArrowDays:
             if row["landing_date"] in (sampled if row["date"] == day else self.seen)
         }
         late = [row for row in late if (row["date"], row["user_id"], row["impression_id"]) not in had]
-        rows_in = pa.concat_tables([fresh_rows(samples), fresh_rows(self._labelled(late))])
+        before = Counter((user, date) for date, user, _ in had)
+        taken = np.array([before[row["user_id"], row["date"]] for row in late], np.int64)
+        rows_in = pa.concat_tables([fresh_rows(samples), fresh_rows(self._labelled(late, taken))])
         fresh = Fresh.of(rows_in, self.config.samples)
         self.state = advance(self.state, fresh, snapshots, day, Marks(seen, None), self.config)
         self.seen = seen
         return ArrowDay(samples, prior, static_rows(prior, day, self.config))
 
-    def _labelled(self, rows: Sequence[Row]) -> pa.Table:
-        labelled = label_samples(event_table(rows, self.items, self.config.lake.user_buckets), self.state, self.config)
+    def _labelled(self, rows: Sequence[Row], taken: np.ndarray | None = None) -> pa.Table:
+        events = event_table(rows, self.items, self.config.lake.user_buckets)
+        labelled = label_samples(events, self.state, self.config, taken)
         return labelled.filter(labelled["dropped"].is_null())
 
     def _new_snapshots(self, day: dt.date) -> pa.Table:
