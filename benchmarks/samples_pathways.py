@@ -3,7 +3,7 @@
 A typical day: 45 events a user, a full day and everybody's state behind it (``samples_pathways_lake``). Slopes over growing
 sizes; a core-second is a second of wall time on one of two cores, idle or not; processor time is printed beside it. Ours is
 what ``onerec ingest``, ``samples`` and ``pathways`` do on a warm session, JVM, Python workers and Delta's log included.
-The full run takes more than an hour on two cores, most of it DuckDB's.
+The full run takes an hour and a half on two cores, a third of it DuckDB's.
 
 * 16 buckets: half a million events and 28,000 users of state in one at 8 million, so a task fits half a gigabyte, and both
   cores are busy until near the end. The skewed day takes 32: a bucket's own share is 3.1 % of the day then, less than the

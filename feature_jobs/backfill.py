@@ -5,13 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyarrow.fs as pafs
-
 from feature_jobs.pathways import STEP as PATHWAYS_STEP
 from feature_jobs.pathways import run_pathways
 from feature_jobs.samples import STEP as SAMPLES_STEP
 from feature_jobs.samples import run_samples
 from feature_jobs.samples_inputs import event_partitions, partition_dates, previous_state
+from feature_jobs.shard_files import shard_days
 from feature_jobs.stale import UNFINISHED, Marks, mark_stale, read_stale, replace_unfinished
 from schemas.errors import BadInput
 from schemas.lake import Lake
@@ -127,18 +126,11 @@ def what_depends(lake: Lake, first: dt.date, last: dt.date, because: str | None 
     for date in partition_dates(lake, PATHWAY_LIFELONG, "refresh_date"):
         if date >= first:
             mark(date, "lifelong", "it compresses history")
-    for date in _shard_dates(lake):
+    for date in shard_days(lake):
         if date >= first:
             mark(date, "shards", "its manifest pins samples and pathways")
             mark(date, "train", "a model trained on it read shards")
     return dict(sorted(marks.items()))
-
-
-def _shard_dates(lake: Lake) -> list[dt.date]:
-    filesystem, path = lake.filesystem("shards")
-    folders = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    names = [info.base_name for info in folders if info.base_name.startswith("date=")]
-    return [dt.date.fromisoformat(name.removeprefix("date=")) for name in names]
 
 
 def _summed(reports: list[dict[str, Any]]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def run(lake: Lake, users: Sequence[str], spark: "SparkSession | None" = None) -
             step.table(table, _forget_in(lake, table, people, tasks))
         step.extra["shard_records_removed"] = forget_in_shards(lake, people.ids, tasks)
         step.extra["cached_folders_removed"] = forget_in_cache(lake, people.ids, tasks)
-        step.extra["examples_removed"] = forget_in_examples(lake, set(users))
+        step.extra["examples_removed"] = forget_in_examples(lake, people.names)
         step.extra["old_files_removed"] = {}
         for table in personal_tables():
             step.extra["old_files_removed"][table.name] = drop_old_files(lake, table, people, tasks)
@@ -119,7 +119,7 @@ def prove(lake: Lake, people: People, tasks: Tasks, versions: dict[str, int]) ->
     }
     proof["shards"] = search_shards(lake, people.ids, tasks)
     proof["cache"] = search_cache(lake, people.ids, tasks)
-    proof["examples"] = search_examples(lake, set(people.ids.to_pylist()))
+    proof["examples"] = search_examples(lake, people.names)
     remaining = {name: counts for name, counts in proof.items() if counts["found"] or counts.get("log_mentions")}
     if remaining:
         found = ", ".join(f"{name} {counts['found'] or counts['log_mentions']}" for name, counts in remaining.items())

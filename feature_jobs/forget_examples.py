@@ -53,14 +53,14 @@ def _found(lake: Lake, folders: Sequence[str], pattern: str) -> list[Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():  # a training has begun, whose model nobody has evaluated
-        return {"users": []}
-    if path.stat().st_size > MAX_EXAMPLES_BYTES:
-        raise BadInput(f"{path}: larger than {MAX_EXAMPLES_BYTES} bytes; not one of ours, remove it")
     try:
+        if path.stat().st_size > MAX_EXAMPLES_BYTES:
+            raise BadInput(f"{path}: larger than {MAX_EXAMPLES_BYTES} bytes; not one of ours, remove it")
         content = json.loads(path.read_text())
         if not all(isinstance(example, dict) for example in content["users"]):
             raise TypeError("users that are no objects")
+    except FileNotFoundError:  # a training has begun meanwhile, whose model nobody has evaluated
+        return {"users": []}
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: not the examples of an evaluation of ours ({error}); remove it") from error
     return dict(content)

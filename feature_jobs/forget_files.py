@@ -67,9 +67,14 @@ class People:
         return People(self.ids.filter(pa.array(here)), self.buckets[here])
 
     @cached_property
+    def names(self) -> frozenset[str]:
+        """Their ids."""
+        return frozenset(self.ids.to_pylist())
+
+    @cached_property
     def mentions(self) -> Mentions:
         """Looks for them in texts."""
-        return Mentions(self.ids.to_pylist())
+        return Mentions(self.names)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _is_entry(path: str) -> bool:
 
 def _names_any(filesystem: pafs.FileSystem, path: str, people: People) -> bool:
     if _is_entry(path):
-        return not frozenset(people.ids.to_pylist()).isdisjoint(_named_in_log(filesystem, path))
+        return not people.names.isdisjoint(_named_in_log(filesystem, path))
     if ".parquet" in path.rpartition("/")[2]:
         return True  # a checkpoint that was not finished: nobody can tell
     try:

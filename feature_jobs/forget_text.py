@@ -2,12 +2,15 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 _WORD = re.compile(r"\w+")
 _ESCAPES = re.compile(r'(?:\\u[0-9a-fA-F]{4})+|\\["\\/bfnrt]')
 USER_COLUMN = "user_id"
+DEEPEST = 4
+"""Texts of JSON inside one another that are looked into."""
 
 
 class Mentions:
@@ -15,10 +18,11 @@ class Mentions:
 
     def __init__(self, users: Iterable[str]) -> None:
         self._users = frozenset(users)
+        words = {user: _WORD.findall(user) or [""] for user in self._users}
+        frequency = Counter(word for several in words.values() for word in several)
         self._by_word: dict[str, list[str]] = {}
-        for user in self._users:
-            word = _WORD.search(user)
-            self._by_word.setdefault(word[0] if word else "", []).append(user)
+        for user, several in words.items():  # by the rarest, since ids may all begin alike
+            self._by_word.setdefault(min(several, key=frequency.__getitem__), []).append(user)
 
     def in_row(self, row_json: str, *, of_users: bool = True) -> bool:
         """Whether a quarantined row is theirs.
@@ -46,9 +50,10 @@ class Mentions:
 
 
 def forms_of(text: str) -> list[str]:
-    """A text as it is, and with JSON's escapes read as often as there are any left: JSON may stand in a text of JSON."""
+    """A text as it is, and with JSON's escapes read once, twice, … while there are any: JSON may stand in a text of JSON. At most
+    DEEPEST times: a text can be made so that each reading leaves another escape."""
     forms = [text]
-    while (read := unescaped(forms[-1])) != forms[-1]:
+    while len(forms) <= DEEPEST and (read := unescaped(forms[-1])) != forms[-1]:
         forms.append(read)
     return forms
 

@@ -4,6 +4,7 @@
 it is replaced afterwards. Shards lie on a local or mounted filesystem, because readers map them into memory.
 """
 
+import datetime as dt
 import fcntl
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.errors import BadInput
-from schemas.lake import Lake, write_atomically
+from schemas.lake import Lake, parse_date, write_atomically
 from schemas.registry import file_sha256
 
 USERS_PER_BATCH = 4096
@@ -33,6 +34,14 @@ def shards_root(lake: Lake) -> Path:
 def day_folder(root: Path, date: str) -> Path:
     """Folder of a day's shard."""
     return root / f"date={date}"
+
+
+def shard_days(lake: Lake) -> list[dt.date]:
+    """Days that have a folder in the shard store, whether complete or not, oldest first; none on an object store."""
+    if not lake.is_local:
+        return []
+    names = (path.name.removeprefix("date=") for path in shards_root(lake).glob("date=*"))
+    return sorted(parse_date(name, f"{lake.root}: folder of shards/date=") for name in names)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from feature_jobs.shard_files import (
     clean,
     day_folder,
     read_manifest,
+    shard_days,
     shards_root,
     verify_files,
     write_ipc,
@@ -35,7 +36,7 @@ from feature_jobs.shard_records import (
 from feature_jobs.shard_side_tables import keys_with_tokens, write_items, write_lifelong, write_tokens
 from feature_jobs.stale import check_finished, clear_stale
 from schemas.errors import BadInput
-from schemas.lake import Lake, parse_date
+from schemas.lake import Lake
 from schemas.registry import Registry
 from schemas.runs import StepRun, TableCounts, step_run
 from schemas.shards import SHARD_FORMAT, SHARD_VERSION
@@ -73,13 +74,14 @@ def retokenise(spark: SparkSession, lake: Lake, dates: Sequence[dt.date]) -> lis
     """
     root = shards_root(lake)
     runs: list[StepRun] = []
-    tokens: dict[str, Any] = {}
     with writer_lock(root), table_failures_named():
         for date in dates:
             with step_run(lake, "shards", date) as step:
                 manifest = existing_manifest(root, date)
-                tokens = tokens or _tokens(lake, root, step)
-                step.inputs[ITEM_TOKENS.name] = (runs or [step])[0].inputs[ITEM_TOKENS.name]
+                if runs:
+                    step.inputs[ITEM_TOKENS.name] = runs[0].inputs[ITEM_TOKENS.name]
+                else:
+                    tokens = _tokens(lake, root, step)
                 _retokenise_day(spark, root, manifest, tokens, step)
                 if date == dates[-1]:
                     step.extra["files_removed"] = clean(root)
@@ -114,8 +116,7 @@ def days_of_other_tokens(lake: Lake, date: dt.date) -> list[dt.date]:
         return []
     published = _codebook_of(registry)
     root = shards_root(lake)
-    names = sorted(path.parent.name.removeprefix("date=") for path in root.glob(f"date=*/{MANIFEST}"))
-    days = [parse_date(name, f"{root}/date=") for name in names if name < date.isoformat()]
+    days = [day for day in shard_days(lake) if day < date]
     manifests = ((day, read_manifest(day_folder(root, day.isoformat()) / MANIFEST) or {}) for day in days)
     ours = ((day, manifest) for day, manifest in manifests if manifest.get("version") == SHARD_VERSION)
     return [day for day, manifest in ours if (manifest.get("codebook_version"), manifest.get("codebook_sizes")) != published]

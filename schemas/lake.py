@@ -56,10 +56,9 @@ class Lake:
 
     def local_path(self, *parts: str) -> Path:
         """The same as a local path. Raises BadInput for a lake that is not on a local filesystem."""
-        filesystem, path = self.filesystem(*parts)
-        if not isinstance(filesystem, pafs.LocalFileSystem):
+        if not self.is_local:
             raise BadInput(f"{self.root}: this command needs a lake on a local or mounted filesystem")
-        return Path(path)
+        return Path(self.filesystem(*parts)[1])
 
     def open_table(self, table: Table, version: int | None = None) -> DeltaTable:
         """The Delta table, at a version or the newest. Raises BadInput if it is not there (any more), or its log is damaged."""

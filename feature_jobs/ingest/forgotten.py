@@ -64,11 +64,11 @@ def _candidates(text: str) -> set[str]:
         named = named_users(text)
     except (ValueError, RecursionError):
         named = set()
-        cut = [unescaped(quoted) if quoted else bare for quoted, bare in _USER.findall(text)]
+        parts = [unescaped(quoted) if quoted else bare for quoted, bare in _USER.findall(text)]
     else:
-        cut = []
+        parts = []
     if named:
         return named
     for form in forms_of(text):
-        cut += [*_WORD.findall(form), *_CELL.findall(form), *map(unescaped, _QUOTED.findall(form))]
-    return {form for found in cut for form in (found, found.strip())}
+        parts += [*_WORD.findall(form), *_CELL.findall(form), *map(unescaped, _QUOTED.findall(form))]
+    return {form for part in parts for form in (part, part.strip())}

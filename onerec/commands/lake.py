@@ -147,6 +147,8 @@ def vacuum(lake: LakeOption, as_json: JsonOption = False, dry_run: DryRunOption 
         print_json(report)
         return
     days = ", ".join(report["user_state_days_dropped"]) or "none"
+    if kept := report["user_state_days_kept_for_stale"]:
+        days += f" (kept, for stale days are built from them: {', '.join(kept)})"
     counts = f"files: {sum(report['files'].values())}; leftovers of killed runs: {report['leftovers']}"
     print(f"{'would drop' if dry_run else 'dropped'} user_state days: {days}; {counts}")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_jobs.forget_text import Mentions
+from feature_jobs.forget_text import DEEPEST, Mentions, forms_of
 
 ids = st.text(alphabet="ab1 -'ü🙂\"", min_size=1, max_size=4)
 
@@ -53,6 +53,11 @@ def test_an_id_is_found_however_json_writes_it(user: str, escaped: bool) -> None
         assert Mentions([user]).in_row(row[: row.index("scene")]), "cut off"
         assert not Mentions(["scen", "us"]).in_row(row[: row.index("scene")])
         assert Mentions([user]).in_row(json.dumps({"payload": row})), "JSON in a text of JSON"
+
+
+def test_a_text_that_unfolds_without_end_is_looked_into_so_far_only() -> None:
+    assert not Mentions(["anna"]).in_row('{"a": "\\' + "u005c" * 1_000_000)
+    assert len(forms_of("\\" + "u005c" * 1_000_000)) == 1 + DEEPEST
 
 
 def test_half_of_a_surrogate_pair_is_no_id() -> None:
