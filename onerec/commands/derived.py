@@ -139,7 +139,9 @@ def shards(
         report = rsft.run(spark, opened, day).to_json()
     else:
         report = job.run(spark, opened, day).to_json()
-    print_report(report | ({"caught_up": caught_up} if catch_up else {}), as_json=as_json)
+    if catch_up:
+        report |= {"caught_up": caught_up if as_json else ", ".join(each["date"] for each in caught_up) or "none"}
+    print_report(report, as_json=as_json)
 
 
 def _is_finished(lake: "Lake", date: dt.date) -> bool:
