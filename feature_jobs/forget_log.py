@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from deltalake import CommitProperties
-from deltalake.exceptions import CommitFailedError
 
 from feature_jobs.forget_files import People, Tasks, file_groups, live, search, unnamed
 from feature_jobs.forget_text import USER_COLUMN
-from feature_jobs.partition_files import CARRIED_NOTES, COMMIT_ATTEMPTS, commit_notes
+from feature_jobs.partition_files import CARRIED_NOTES, commit_notes
+from schemas.commits import commit_on_newest
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.tables import Table
@@ -76,16 +76,14 @@ def cut_log(lake: Lake, table: Table, people: People) -> None:
 
 def _carry_notes(lake: Lake, table: Table) -> None:
     """Commit every note there is once more, in one commit on the version that they were read from and on no other."""
-    for _ in range(COMMIT_ATTEMPTS):
+
+    def commit() -> None:
         opened = lake.open_table(table)
         notes = list(dict.fromkeys(commit_notes(opened)))
         carried = CommitProperties(max_commit_retries=0, custom_metadata={CARRIED_NOTES: json.dumps(notes)})
-        try:
-            opened.alter.set_table_properties({_LOG_RETENTION: _CUT}, commit_properties=carried)
-            return
-        except CommitFailedError:
-            continue
-    raise BadInput(f"{lake.table_uri(table)}: other processes keep writing it; run this again when they have ended")
+        opened.alter.set_table_properties({_LOG_RETENTION: _CUT}, commit_properties=carried)
+
+    commit_on_newest(lake, table, commit)
 
 
 def log_mentions(lake: Lake, table: Table, people: People) -> int:

@@ -4,6 +4,7 @@ A file belongs to no table until ``commit_files`` names it, so a task that is ki
 nothing refers to (``onerec lake vacuum`` removes them), and a reader sees all of a step's files or none.
 """
 
+import contextlib
 import json
 import time
 import uuid
@@ -15,17 +16,16 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema
-from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from feature_jobs.bucket_files import live_files
 from feature_jobs.parquet_layout import coded, writer_options
+from schemas.commits import commit_on_newest
 from schemas.errors import BadInput
 from schemas.lake import Lake, filesystem_of
 from schemas.suppression import check_nobody_forgotten
 from schemas.tables import Table
 
-COMMIT_ATTEMPTS = 5
 FileReport = dict[str, Any]
 """What a commit needs to know of a file; JSON, so that a task can report it: path, size, partition, statistics."""
 
@@ -104,7 +104,20 @@ class PartitionFile:
         if self._writer is not None:
             self._writer.close()
             filesystem, root = filesystem_of(self._uri)
-            filesystem.delete_file(f"{root}/{self._path}")
+            _remove(filesystem, f"{root}/{self._path}")
+
+
+def discard_files(lake: Lake, table: Table, files: Sequence[FileReport | None]) -> None:
+    """Remove files that no commit will name."""
+    filesystem, root = filesystem_of(lake.table_uri(table))
+    for file in files:
+        if file is not None:
+            _remove(filesystem, f"{root}/{file['path']}")
+
+
+def _remove(filesystem: pafs.FileSystem, path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # `onerec forget` removes uncommitted files too
+        filesystem.delete_file(path)
 
 
 def commit_files(
@@ -132,26 +145,24 @@ def commit_files(
         for file in added
     ]
     properties = CommitProperties(max_commit_retries=0, custom_metadata={"userMetadata": note} if note else None)
-    for _ in range(COMMIT_ATTEMPTS):
-        try:
-            target = _with_declared_columns(lake, table)
-            if read:
-                check_unchanged(lake, table, read, target.version())
-            check_nobody_forgotten(lake)
-            _check_present(lake, table, added)
-            removes = _removals(live_files(target, table), replaced, table)
-            if adds or removes:
-                target.create_write_transaction(
-                    [*adds, *removes],
-                    "append",
-                    target.schema(),
-                    partition_by=list(table.partition_by),
-                    commit_properties=properties,
-                )
-            return
-        except CommitFailedError:
-            continue
-    raise BadInput(f"{lake.table_uri(table)}: other processes keep writing it; run this again when they have ended")
+
+    def commit() -> None:
+        target = _with_declared_columns(lake, table)
+        if read:
+            check_unchanged(lake, table, read, target.version())
+        check_nobody_forgotten(lake)
+        _check_present(lake, table, added)
+        removes = _removals(live_files(target, table), replaced, table)
+        if adds or removes:
+            target.create_write_transaction(
+                [*adds, *removes],
+                "append",
+                target.schema(),
+                partition_by=list(table.partition_by),
+                commit_properties=properties,
+            )
+
+    commit_on_newest(lake, table, commit)
 
 
 def _with_declared_columns(lake: Lake, table: Table) -> DeltaTable:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import pyarrow.dataset as pads
 
 from feature_jobs.bucket_files import partition_values
-from feature_jobs.partition_files import COMMIT_ATTEMPTS, FileReport, commit_files
+from feature_jobs.partition_files import FileReport, commit_files
+from schemas.commits import COMMIT_ATTEMPTS
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.tables import HISTORY, PATHWAY_POSITIVE, PATHWAY_SHORT, PATHWAY_STATIC, USER_STATE, Table

@@ -16,7 +16,7 @@ import pyarrow.dataset as pads
 from feature_jobs.bucket_files import bucket_files, recorded_rows, run_by_bucket
 from feature_jobs.gates import DayFigures, check_gate_names, check_gates, trailing_figures
 from feature_jobs.item_versions import item_versions
-from feature_jobs.partition_files import FileReport, check_unchanged, commit_files
+from feature_jobs.partition_files import check_unchanged, commit_files, discard_files
 from feature_jobs.samples_bucket import SampleInputs, count_bucket, write_bucket
 from feature_jobs.samples_cells import cell_folder, distinct_items, merge_plan
 from feature_jobs.samples_inputs import event_partitions, previous_state, sample_landings
@@ -24,7 +24,7 @@ from feature_jobs.samples_labels import check_positive
 from feature_jobs.samples_notes import samples_note
 from feature_jobs.stale import check_finished, clear_stale
 from schemas.errors import BadInput
-from schemas.lake import Lake, filesystem_of
+from schemas.lake import Lake
 from schemas.runs import StepRun, TableCounts, step_run
 from schemas.tables import DAILY_SAMPLES, EVENTS, ITEMS, USER_STATE
 
@@ -86,7 +86,7 @@ def _samples(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: bo
         before.check_unchanged(lake)  # who changes them marks this day as stale: its mark must not go for what was made before
         check_unchanged(lake, EVENTS, (version, chosen))
     except BaseException:
-        _discard(lake, files)
+        discard_files(lake, DAILY_SAMPLES, files)
         raise
     note = samples_note(date, landings, {"users": figures.users, "items": figures.items})
     commit_files(lake, DAILY_SAMPLES, files, pads.field("date") == date, note=note)
@@ -112,14 +112,6 @@ def _figures(lake: Lake, date: dt.date, reports: Sequence[dict[str, Any]], items
         labels=_total(reports, "labels"),
         trailing=trailing_figures(lake, date, lake.config.samples.gates.volume_days, lake.table_version(DAILY_SAMPLES)),
     )
-
-
-def _discard(lake: Lake, files: Sequence[FileReport | None]) -> None:
-    """Remove files that no commit will name."""
-    filesystem, root = filesystem_of(lake.table_uri(DAILY_SAMPLES))
-    for file in files:
-        if file is not None:
-            filesystem.delete_file(f"{root}/{file['path']}")
 
 
 def _total(reports: Sequence[dict[str, Any]], group: str) -> dict[str, int]:

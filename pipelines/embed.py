@@ -18,6 +18,7 @@ from pipelines.contents import create_contents, date_or_newest, end_of
 from pipelines.fused_inputs import of_encoders, quoted
 from pipelines.runner import LOCAL, open_pipeline
 from pipelines.work import WorkFolder, as_declared, count, execute, query_engine, work_folder
+from schemas.commits import ON_THIS_VERSION, commit_on_newest
 from schemas.errors import GateFailed
 from schemas.lake import Lake
 from schemas.runs import StepRun, TableCounts, replace_quarantine, step_run
@@ -108,23 +109,9 @@ def _commit(
 
     connection.register("outcome_parts", work.parts(OUTCOMES, OUTCOME))
     execute(connection, "CREATE TEMP TABLE outcomes AS SELECT DISTINCT ON (item_id, kind) * FROM outcome_parts")
-    sources = " ".join(f"WHEN '{kind}' THEN {quoted(name)}" for kind, name in encoders.items())
-    # Against the newest version, not the one pinned at the start: what another run appended meanwhile is not appended twice.
-    connection.register("present", lake.dataset(ITEM_VECTORS))
-    execute(
-        connection,
-        f"""
-        CREATE TEMP TABLE new_keys AS
-        SELECT o.item_id, o.kind, CASE o.kind {sources} END AS source, o.content_hash, o.outcome
-        FROM outcomes o
-        WHERE o.outcome IN ('encoded', 'copied') AND NOT EXISTS (
-            SELECT 1 FROM (SELECT item_id, kind, content_hash FROM present WHERE {of_encoders(encoders)}) p
-            WHERE p.item_id = o.item_id AND p.kind = o.kind AND p.content_hash = o.content_hash)""",
-    )
     rejected = connection.sql(
         "SELECT item_id, kind, uris, reasons FROM outcomes WHERE outcome = 'rejected' ORDER BY item_id, kind"
     ).to_arrow_table()
-    written = count(connection, "SELECT count(*) FROM new_keys")
     done = count(connection, "SELECT count(*) FROM outcomes WHERE outcome <> 'rejected'")
     _quarantine(lake, day, rejected, encoders)
     limit = lake.config.embed.quarantine_limit
@@ -134,7 +121,35 @@ def _commit(
             f"embed: {rejected.num_rows} of {considered} contents rejected, more than embed.quarantine_limit ({limit:.2%}); "
             f"no vector was appended; see quarantine, table_name='{ITEM_VECTORS.name}', date={day}"
         )
-    if written:
+    written = commit_on_newest(lake, ITEM_VECTORS, lambda: _append(lake, connection, encoders))
+    step.table(
+        ITEM_VECTORS,
+        TableCounts(rows_in, written, rejected.num_rows, {"no_content": absent, "unchanged": done - written}),
+    )
+    step.extra["copied"] = count(connection, "SELECT count(*) FROM new_keys WHERE outcome = 'copied'")
+
+
+def _append(lake: Lake, connection: duckdb.DuckDBPyConnection, encoders: Mapping[Kind, str]) -> int:
+    """Append the vectors that the table has not; how many.
+
+    Against its newest version, not the one pinned at the start: what another run appended meanwhile is not appended twice.
+    Raises CommitFailedError if another process commits before ours.
+    """
+    table = lake.open_table(ITEM_VECTORS)
+    connection.register("present", lake.dataset(ITEM_VECTORS, table.version()))
+    sources = " ".join(f"WHEN '{kind}' THEN {quoted(name)}" for kind, name in encoders.items())
+    execute(
+        connection,
+        f"""
+        CREATE OR REPLACE TEMP TABLE new_keys AS
+        SELECT o.item_id, o.kind, CASE o.kind {sources} END AS source, o.content_hash, o.outcome
+        FROM outcomes o
+        WHERE o.outcome IN ('encoded', 'copied') AND NOT EXISTS (
+            SELECT 1 FROM (SELECT item_id, kind, content_hash FROM present WHERE {of_encoders(encoders)}) p
+            WHERE p.item_id = o.item_id AND p.kind = o.kind AND p.content_hash = o.content_hash)""",
+    )
+    new = count(connection, "SELECT count(*) FROM new_keys")
+    if new:
         rows = connection.sql(f"""
             SELECT k.item_id, k.kind, k.source, k.content_hash, 0::INTEGER AS presence_mask, v.vector
             FROM new_keys k JOIN (
@@ -149,12 +164,9 @@ def _commit(
             ) v USING (kind, content_hash)
             WHERE k.outcome = 'copied'
             ORDER BY kind, item_id""").to_arrow_reader()
-        write_deltalake(lake.table_uri(ITEM_VECTORS), as_declared(rows, ITEM_VECTORS.schema), mode="append")
-    step.table(
-        ITEM_VECTORS,
-        TableCounts(rows_in, written, rejected.num_rows, {"no_content": absent, "unchanged": done - written}),
-    )
-    step.extra["copied"] = count(connection, "SELECT count(*) FROM new_keys WHERE outcome = 'copied'")
+        declared = as_declared(rows, ITEM_VECTORS.schema)
+        write_deltalake(table, declared, mode="append", commit_properties=ON_THIS_VERSION)
+    return new
 
 
 def _quarantine(lake: Lake, day: dt.date, rejected: pa.Table, encoders: Mapping[Kind, str]) -> None:

@@ -16,6 +16,7 @@ from pipelines.contents import create_contents, end_of
 from pipelines.fused_inputs import create_inputs, input_rows, quoted
 from pipelines.runner import LOCAL, open_pipeline
 from pipelines.work import as_declared, count, execute, query_engine, work_folder
+from schemas.commits import ON_THIS_VERSION, commit_on_newest
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Registry
@@ -65,7 +66,7 @@ def _fuse(
     encoders = artefact.metadata["encoders"]
     with work_folder(lake, STEP) as work, query_engine() as connection:
         live = create_contents(connection, lake.dataset(ITEMS, pinned[0]), end_of(date, lake.config))
-        usable = create_inputs(connection, lake.dataset(ITEM_VECTORS, pinned[1]), encoders, lake.config.embed)
+        usable = create_inputs(connection, lake, pinned[1], encoders)
         if not usable:
             raise BadInput(
                 f"{lake.table_uri(ITEM_VECTORS)}: no item has a vector of {', '.join(encoders.values())}, the encoders of fusion "
@@ -86,25 +87,39 @@ def _fuse(
             with open_pipeline(runner, options) as pipeline:
                 map_parts(pipeline, parts, FusePart(registry.root, version, work))
             connection.register("fused_parts", work.parts("fused", FUSED))
-            _commit(lake, connection, version)
+            new = commit_on_newest(lake, ITEM_VECTORS, lambda: _commit(lake, connection, version))
         return TableCounts(live, new, 0, {"unchanged": usable - new, "no_vectors": live - usable})
 
 
-def _commit(lake: Lake, connection: duckdb.DuckDBPyConnection, version: str) -> None:
-    """Append the new rows; where they replace some, write the version's rows anew in the same commit."""
-    source = quoted(version)
-    fresh = f"""
-        SELECT item_id, 'fused' AS kind, {source} AS source, content_hash, presence_mask, vector
-        FROM (SELECT DISTINCT ON (item_id) * FROM fused_parts)"""
-    replaced = count(connection, "SELECT count(*) FROM present SEMI JOIN wanted USING (item_id)")
+def _commit(lake: Lake, connection: duckdb.DuckDBPyConnection, version: str) -> int:
+    """Append the new rows; where they replace some, write the version's rows anew in the same commit. How many are new.
+
+    Against the newest version of the table, not the one pinned at the start: what another run wrote meanwhile is not written
+    twice. Raises CommitFailedError if another process commits before ours.
+    """
+    table = lake.open_table(ITEM_VECTORS)
+    connection.register("newest", lake.dataset(ITEM_VECTORS, table.version()))
+    of_version = f"kind = 'fused' AND source = {quoted(version)}"
+    execute(
+        connection,
+        f"""
+        CREATE OR REPLACE TEMP TABLE missing AS
+        SELECT DISTINCT item_id, content_hash FROM fused_parts
+        ANTI JOIN (SELECT item_id, content_hash FROM newest WHERE {of_version}) USING (item_id, content_hash)""",
+    )
+    new = count(connection, "SELECT count(*) FROM missing")
+    if not new:
+        return 0
+    replaced = count(connection, f"SELECT count(*) FROM newest SEMI JOIN missing USING (item_id) WHERE {of_version}")
     columns = ", ".join(ITEM_VECTORS.schema.names)
-    kept = f"""
-        SELECT {columns} FROM vectors
-        WHERE kind = 'fused' AND source = {source} AND item_id NOT IN (SELECT item_id FROM wanted)"""
+    fresh = f"""
+        SELECT item_id, 'fused' AS kind, {quoted(version)} AS source, content_hash, presence_mask, vector
+        FROM (SELECT DISTINCT ON (item_id) * FROM fused_parts) SEMI JOIN missing USING (item_id)"""
+    kept = f"SELECT {columns} FROM newest WHERE {of_version} AND item_id NOT IN (SELECT item_id FROM missing)"
     query = f"SELECT {columns} FROM ({fresh})" + (f" UNION ALL {kept}" if replaced else "") + " ORDER BY item_id"
     rows = as_declared(connection.sql(query).to_arrow_reader(), ITEM_VECTORS.schema)
-    uri = lake.table_uri(ITEM_VECTORS)
     if replaced:
-        write_deltalake(uri, rows, mode="overwrite", predicate=f"kind = 'fused' AND source = {source}")
+        write_deltalake(table, rows, mode="overwrite", predicate=of_version, commit_properties=ON_THIS_VERSION)
     else:
-        write_deltalake(uri, rows, mode="append")
+        write_deltalake(table, rows, mode="append", commit_properties=ON_THIS_VERSION)
+    return new

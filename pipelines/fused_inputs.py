@@ -1,5 +1,6 @@
 """Which vectors an item's fused vector is made of, and the hash that names them together."""
 
+import json
 from collections.abc import Mapping
 
 import duckdb
@@ -7,7 +8,8 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from pipelines.work import count, execute
-from schemas.config import EmbedSection
+from schemas.lake import Lake
+from schemas.tables import ITEM_VECTORS, QUARANTINE
 from tokenization.encoders import KINDS, Kind, Unreadable, media_limits
 from tokenization.encoders.media import media_hash, read_media
 
@@ -22,33 +24,32 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def create_inputs(
-    connection: duckdb.DuckDBPyConnection, vectors: pads.Dataset, encoders: Mapping[Kind, str], section: EmbedSection
-) -> int:
+def create_inputs(connection: duckdb.DuckDBPyConnection, lake: Lake, version: int, encoders: Mapping[Kind, str]) -> int:
     """Create ``inputs`` (item_id, kind, content_hash) and ``fused_keys`` (item_id, content_hash, presence_mask) of live items.
 
-    Needs the table ``contents``; registers ``vectors``. The vector of a text is found by its hash. An item's media have, as
-    a rule, vectors of one content: that is the one; where an item changed its picture there are several, and its files are
-    read and hashed to know which. Returns the number of items with at least one vector.
+    Needs the table ``contents``; registers ``vectors``, ``item_vectors`` at a version. The vector of a text is found by its hash.
+    An item's media have, as a rule, vectors of one content: that is the one. Where an item changed its picture there are
+    several, and where a picture of its was rejected the one there is may be of the picture before: then its files are read and
+    hashed to know which. Returns the number of items with at least one vector.
     """
-    connection.register("vectors", vectors)
+    connection.register("vectors", lake.dataset(ITEM_VECTORS, version))
+    connection.register("rejected", _rejected(lake))
     execute(
         connection,
         f"""
         CREATE TEMP TABLE candidates AS
         SELECT DISTINCT v.item_id, v.kind, v.content_hash,
-            count(*) OVER (PARTITION BY v.item_id, v.kind) AS contents_known,
+            count(*) OVER (PARTITION BY v.item_id, v.kind) > 1 OR r.item_id IS NOT NULL AS unsure,
             CASE v.kind WHEN 'image' THEN c.image_uris WHEN 'audio' THEN c.audio_uris END AS uris
         FROM (SELECT DISTINCT item_id, kind, content_hash FROM vectors WHERE {of_encoders(encoders)}) v
         JOIN contents c USING (item_id)
+        LEFT JOIN rejected r ON r.item_id = v.item_id AND r.kind = v.kind
         WHERE (v.kind = 'text' AND v.content_hash = c.text_hash)
             OR (v.kind = 'image' AND c.image_uris IS NOT NULL)
             OR (v.kind = 'audio' AND c.audio_uris IS NOT NULL)""",
     )
-    changed = execute(
-        connection, "SELECT DISTINCT item_id, kind, uris FROM candidates WHERE kind <> 'text' AND contents_known > 1"
-    )
-    limits = media_limits(section)
+    changed = execute(connection, "SELECT DISTINCT item_id, kind, uris FROM candidates WHERE kind <> 'text' AND unsure")
+    limits = media_limits(lake.config.embed)
     current: dict[str, list[str | None]] = {"item_id": [], "kind": [], "content_hash": []}
     for item_id, kind, uris in changed:
         try:
@@ -64,7 +65,7 @@ def create_inputs(
         """
         CREATE TEMP TABLE inputs AS
         SELECT item_id, kind, content_hash FROM candidates c
-        WHERE kind = 'text' OR contents_known = 1
+        WHERE kind = 'text' OR NOT unsure
             OR EXISTS (SELECT 1 FROM changed_media m
                        WHERE m.item_id = c.item_id AND m.kind = c.kind AND m.content_hash = c.content_hash)""",
     )
@@ -79,6 +80,15 @@ def create_inputs(
         FROM inputs GROUP BY item_id""",
     )
     return count(connection, "SELECT count(*) FROM fused_keys")
+
+
+def _rejected(lake: Lake) -> pa.Table:
+    """Items and kinds of media (item_id, kind) that ``onerec embed`` has ever put into quarantine, each once."""
+    of_media = pads.field("table_name") == ITEM_VECTORS.name
+    rows = map(json.loads, lake.read(QUARANTINE, columns=["row_json"], filter=of_media)["row_json"].to_pylist())
+    pairs = sorted({(row["item_id"], row["kind"]) for row in rows})
+    columns = [pa.array([pair[place] for pair in pairs], pa.string()) for place in range(2)]
+    return pa.table(columns, names=["item_id", "kind"])
 
 
 def input_rows(

@@ -3,7 +3,8 @@
 Incremental: only items whose fused vector is new or changed are encoded; the others keep their tokens. Ranks inside a collision
 are recomputed over all items of the codebook. With ``codebook.collisions: keep`` the partition equals what a run from nothing
 writes; with the other policies, items that came earlier keep the places that they got (docs/decisions/collisions.md). The
-partition is replaced in one commit.
+partition is replaced in one commit, and only as long as it is the one that was read: where another run has replaced it
+meanwhile, everything is done again from what is there now.
 """
 
 import datetime as dt
@@ -15,7 +16,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 
 from pipelines import versions
 from pipelines.code_collisions import Array, CodedItems, in_words, resolve, spill_parts, take_spilled
@@ -23,16 +24,19 @@ from pipelines.fused_inputs import quoted
 from pipelines.part_transforms import CODED, SPILLED, EncodePart, SpillPart, int_lists, map_parts
 from pipelines.runner import LOCAL, open_pipeline
 from pipelines.work import PART_ROWS, count, execute, query_engine, work_folder
+from schemas.commits import COMMIT_ATTEMPTS, ON_THIS_VERSION, commit_on_newest
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Registry
-from schemas.runs import TableCounts, step_run
+from schemas.runs import StepRun, TableCounts, step_run
 from schemas.tables import ITEM_TOKENS, ITEM_VECTORS
 from tokenization.arithmetic import described
 from tokenization.codebook import Codebook, load_codebook
 from tokenization.collisions import rank_within_code
 
 STEP = "tokenize"
+Outcome = tuple[TableCounts, int, dict[str, Any]]
+"""Accounting, items encoded, figures of collisions."""
 
 
 def run(
@@ -59,9 +63,8 @@ def run(
         version = versions.codebook_version(registry, codebook_version, refresh=refresh)
         # Loaded here too, so that a damaged codebook is one line and not a worker's trace.
         codebook = load_codebook(registry, version)
-        pinned = step.reads(lake, ITEM_VECTORS), step.reads(lake, ITEM_TOKENS)
         task = _Tokenizing(lake, registry, codebook, retokenise, runner, options, progress)
-        counts, encoded, figures = task.run(pinned)
+        counts, encoded, figures = task.run_alone(step)
         step.table(ITEM_TOKENS, counts)
         step.remark = in_words(figures)
         step.extra |= {"codebook_version": version, "fusion_version": task.fusion, "encoded": encoded, "collisions": figures}
@@ -91,8 +94,20 @@ class _Tokenizing:
             )
         return str(version)
 
-    def run(self, pinned: tuple[int, int]) -> tuple[TableCounts, int, dict[str, Any]]:
-        """Tokenise from versions of ITEM_VECTORS and ITEM_TOKENS: accounting, items encoded, figures of collisions."""
+    def run_alone(self, step: StepRun) -> Outcome:
+        """``run`` until no other run has replaced the partition meanwhile. Raises BadInput if others go on doing so."""
+        for _ in range(COMMIT_ATTEMPTS):
+            outcome = self.run((step.reads(self.lake, ITEM_VECTORS), step.reads(self.lake, ITEM_TOKENS)))
+            if outcome:
+                return outcome
+            self.progress("tokenize: another run has tokenised these items meanwhile; once more, from its tokens")
+        raise BadInput(
+            f"{self.lake.table_uri(ITEM_TOKENS)}: other processes keep tokenising by codebook {self.codebook.version}; run this "
+            "again when they have ended"
+        )
+
+    def run(self, pinned: tuple[int, int]) -> Outcome | None:
+        """Tokenise from versions of ITEM_VECTORS and ITEM_TOKENS. None, with nothing written, where another run was faster."""
         lake, version, section = self.lake, self.codebook.version, self.lake.config.codebook
         where = f"{lake.table_uri(ITEM_TOKENS)}, codebook {version}"
         with work_folder(lake, STEP) as work, query_engine() as connection:
@@ -127,14 +142,24 @@ class _Tokenizing:
                 take_spilled(items, leaving, work.parts("spilled", SPILLED).to_table())
 
             figures = resolve(items, section, spread, where)
-            if parts or kept.num_rows != present:
-                write_deltalake(
-                    lake.table_uri(ITEM_TOKENS),
-                    _rows(items, version),
-                    mode="overwrite",
-                    predicate=f"codebook_version = {quoted(version)}",
-                )
+            if (parts or kept.num_rows != present) and not self._replace(_rows(items, version), pinned[1]):
+                return None
             return TableCounts(total, total), total - kept.num_rows, figures
+
+    def _replace(self, rows: pa.Table, read: int) -> bool:
+        """Make these the codebook's rows; False where they are no longer those of the version that was read."""
+        lake, version = self.lake, self.codebook.version
+        before = _files(lake.open_table(ITEM_TOKENS, read), version)
+
+        def commit() -> bool:
+            table = lake.open_table(ITEM_TOKENS)
+            if _files(table, version) != before:
+                return False
+            where = f"codebook_version = {quoted(version)}"
+            write_deltalake(table, rows, mode="overwrite", predicate=where, commit_properties=ON_THIS_VERSION)
+            return True
+
+        return commit_on_newest(lake, ITEM_TOKENS, commit)
 
     def _create_present(self, connection: duckdb.DuckDBPyConnection) -> int:
         """Create ``present``, the rows whose tokens stay if their vectors do; returns how many rows the partition has."""
@@ -146,6 +171,11 @@ class _Tokenizing:
         if parts:
             with open_pipeline(self.runner, self.options) as pipeline:
                 map_parts(pipeline, parts, work)
+
+
+def _files(tokens: DeltaTable, codebook_version: str) -> set[str]:
+    """Addresses of a codebook's files."""
+    return set(tokens.file_uris(partition_filters=[("codebook_version", "=", codebook_version)]))
 
 
 def _union(connection: duckdb.DuckDBPyConnection, kept: pa.Table, coded: pads.Dataset) -> pa.Table:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from deltalake import write_deltalake
 
+from schemas.commits import commit_on_newest
 from schemas.errors import GateFailed, OnerecError
 from schemas.lake import Lake
 from schemas.suppression import suppression_seen
@@ -144,9 +145,6 @@ def _attempts(lake: Lake, run: StepRun) -> int:
 def replace_quarantine(lake: Lake, table: Table | str, date: dt.date, rows: pa.Table) -> None:
     """Make ``rows`` the only quarantined rows of a table and date (so a step run twice leaves them once)."""
     name = table if isinstance(table, str) else table.name
-    write_deltalake(
-        lake.uri(QUARANTINE.name),
-        rows.cast(QUARANTINE.schema),
-        mode="overwrite",
-        predicate=f"table_name = '{name}' AND date = '{date.isoformat()}'",
-    )
+    where = f"table_name = '{name}' AND date = '{date.isoformat()}'"
+    declared, uri = rows.cast(QUARANTINE.schema), lake.table_uri(QUARANTINE)
+    commit_on_newest(lake, QUARANTINE, lambda: write_deltalake(uri, declared, mode="overwrite", predicate=where))

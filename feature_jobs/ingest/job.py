@@ -29,7 +29,7 @@ from feature_jobs.ingest.rules import Bounds
 from feature_jobs.ingest.shuffle import Dealing, KnownItems, dealt, work_on_groups
 from feature_jobs.ingest.sources import Source, look_at
 from feature_jobs.item_versions import item_versions
-from feature_jobs.partition_files import FileReport, commit_files
+from feature_jobs.partition_files import FileReport, commit_files, discard_files
 from feature_jobs.run_folders import run_folder
 from feature_jobs.samples_drops import OVER_THE_CAP
 from feature_jobs.session import table_failures_named
@@ -105,7 +105,7 @@ def run(spark: SparkSession, lake: Lake, landing: Landing, date: dt.date) -> Ste
         }
         refusal = _refusal(landing, landed, date, lake.config.ingest.quarantine_limit)
         if refusal:
-            _discard(lake, events.files)
+            discard_files(lake, EVENTS, events.files)
             _quarantine(lake, date, landed)
             for part in landed:
                 step.table(part.table, _unpublished(part.counts))
@@ -267,13 +267,6 @@ def _quarantine(lake: Lake, date: dt.date, landed: list[Landed]) -> None:
     names = [part.table.name for part in landed]
     replaced = (pads.field("date") == date) & pads.field("table_name").isin(names)
     commit_files(lake, QUARANTINE, [file for part in landed for file in part.rejected], replaced)
-
-
-def _discard(lake: Lake, files: list[FileReport]) -> None:
-    """Remove files that will not be committed."""
-    filesystem, root = lake.filesystem(EVENTS.name)
-    for file in files:
-        filesystem.delete_file(f"{root}/{file['path']}")
 
 
 def _most_frequent_first(reasons: dict[str, int]) -> dict[str, int]:

@@ -71,13 +71,23 @@ def test_a_run_that_meets_another_half_way_ends_with_all_tables_its_own(
 
 
 def test_a_run_that_was_overtaken_by_another_leaves_it_alone(
-    make_lake: Callable[..., Lake], meet: Callable[[dict[int, Callable[[], None]]], None]
+    make_lake: Callable[..., Lake], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The other one commits whole after this one's last commit, before it looks whose files are there."""
     lake = make_lake()
     first, second = (files_of(lake, run) for run in ("first", "second"))
+    live = pathways_commit._live
+    overtaken: list[list[set[str]]] = []
+
+    def live_after_the_other(*arguments: Any) -> tuple[bool, bool]:
+        if not overtaken:
+            overtaken.append(runs_in(lake))
+            commit_day(lake, DAY, second)
+        return live(*arguments)
+
+    monkeypatch.setattr(pathways_commit, "_live", live_after_the_other)
     commit_day(lake, DAY, first)
-    meet({})
-    commit_day(lake, DAY, second)
+    assert overtaken == [[{"first"}] * len(WRITTEN)]
     assert runs_in(lake) == [{"second"}] * len(WRITTEN)
 
 

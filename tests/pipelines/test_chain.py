@@ -159,6 +159,99 @@ def test_an_item_that_got_its_old_picture_back_has_its_old_vector(tokenised: Lak
     np.testing.assert_allclose(fused_rows(lake)["i0000"]["vector"], first["vector"], atol=1e-6)
 
 
+def test_an_item_whose_new_picture_cannot_be_read_has_no_picture(tokenised: Lake, tmp_path: Path) -> None:
+    """And not that of its former one, which is the only one known."""
+    lake = Lake(
+        tokenised.root,
+        tokenised.config.model_copy(update={"embed": tokenised.config.embed.model_copy(update={"quarantine_limit": 0.5})}),
+    )
+    row = next(row for row in lake.read(ITEMS).to_pylist() if row["item_id"] == "i0000")
+    assert fused_rows(lake)["i0000"]["presence_mask"] & 0b010
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    broken = row | {"valid_from": row["valid_from"] + dt.timedelta(days=1), "cover_uri": str(tmp_path / "broken.png")}
+    write_rows(lake, ITEMS, [broken])
+    day = dt.date(2026, 1, 2)
+    assert embed.run(lake, day)["tables"]["item_vectors"]["rows_quarantined"] == 1
+    fuse.run(lake, day)
+    assert not fused_rows(lake)["i0000"]["presence_mask"] & 0b010
+
+
+def test_two_runs_of_fuse_at_once_leave_each_item_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_fusion.run(lake, DAY)
+    reports = meeting(monkeypatch, fuse, lambda: fuse.run(lake, DAY), lambda: fuse.run(lake, DAY))
+    assert [report["tables"]["item_vectors"]["rows_out"] for report in reports] == [ITEM_COUNT, 0]
+    assert len(fused_rows(lake)) == ITEM_COUNT
+    train_codebook.run(lake, DAY)
+    assert tokenize_items.run(lake, DAY)["encoded"] == ITEM_COUNT
+
+
+def test_a_fuse_that_meets_one_of_changed_items_replaces_what_that_one_wrote(
+    tokenised: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, day = tokenised, dt.date(2026, 1, 2)
+    write_rows(
+        lake, ITEMS, [item("i0001", "2026-01-02", title="night sky number 7"), item("new", "2026-01-02", title="green tea")]
+    )
+    embed.run(lake, day)
+    meeting(monkeypatch, fuse, lambda: fuse.run(lake, day), lambda: fuse.run(lake, day))
+    assert len(fused_rows(lake)) == ITEM_COUNT + 1
+    assert fused_rows(lake)["i0001"]["presence_mask"] == 0b001
+
+
+def test_two_runs_of_embed_at_once_leave_each_vector_once(
+    make_lake: Callable[..., Lake], tiny_text_encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = make_lake("twice", **settings(tiny_text_encoder))
+    fill(lake, tmp_path / "media", 10)
+    inner, outer = meeting(monkeypatch, embed, lambda: embed.run(lake, DAY), lambda: embed.run(lake, DAY))
+    written, again = (report["tables"]["item_vectors"] for report in (inner, outer))
+    assert written["rows_out"] > 10
+    assert (again["rows_out"], again["rows_dropped"]["unchanged"]) == (0, written["rows_out"])
+    rows = lake.read(ITEM_VECTORS).to_pylist()
+    assert len(rows) == len({(row["item_id"], row["kind"], row["content_hash"]) for row in rows}) == written["rows_out"]
+
+
+def test_a_tokenize_that_another_has_overtaken_begins_again_from_its_tokens(
+    tokenised: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, day = tokenised, dt.date(2026, 1, 2)
+    write_rows(lake, ITEMS, [item("new", "2026-01-02", title="green tea number 9")])
+    embed.run(lake, day)
+    fuse.run(lake, day)
+    said: list[str] = []
+    reports = meeting(
+        monkeypatch,
+        tokenize_items,
+        lambda: tokenize_items.run(lake, day),
+        lambda: tokenize_items.run(lake, day, progress=said.append),
+    )
+    assert [report["encoded"] for report in reports] == [1, 0]
+    assert any("another run has tokenised these items meanwhile" in line for line in said)
+    assert len(token_rows(lake)) == ITEM_COUNT + 1
+
+
+def test_a_tokenize_that_is_overtaken_without_end_says_so(tokenised: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenize_items._Tokenizing, "_replace", lambda *_: False)
+    with pytest.raises(BadInput, match=r"item_tokens: other processes keep tokenising by codebook .* run this again"):
+        tokenize_items.run(tokenised, DAY, retokenise=True)
+
+
+def meeting(monkeypatch: pytest.MonkeyPatch, module: Any, first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
+    """The reports of two runs: all of ``first`` happens while ``second`` commits (the table is opened, nothing written yet)."""
+    write, met = module.write_deltalake, []
+
+    def meet(*arguments: Any, **named: Any) -> None:
+        if not met:
+            met.append(None)
+            met[0] = first()
+        write(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_deltalake", meet)
+        last = second()
+    return met[0], last
+
+
 def test_a_refresh_is_built_beside_the_live_token_set(tokenised: Lake) -> None:
     lake, registry = tokenised, Registry.of(tokenised)
     live = publish_token_set(lake).metadata
