@@ -16,11 +16,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pads
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from feature_jobs.bucket_files import partition_values
 from feature_jobs.co_interaction_blocks import block_pairs, user_lists
+from feature_jobs.partition_files import check_unchanged
 from feature_jobs.session import table_failures_named
 from feature_jobs.stale import clear_stale
 from schemas.config import CoInteractionSection
@@ -83,7 +85,10 @@ def pairs(rows: DataFrame, settings: CoInteractionSection, blocks: int) -> DataF
 
 
 def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
-    """Replace the pairs of the window that ends on ``date``. Raises BadInput if that day has no samples."""
+    """Replace the pairs of the window that ends on ``date``.
+
+    Raises BadInput if that day has no samples, or samples of the window were written anew meanwhile.
+    """
     settings = lake.config.co_interaction
     with step_run(lake, "co-interaction", date) as step, table_failures_named():
         version = step.reads(lake, DAILY_SAMPLES)
@@ -101,6 +106,8 @@ def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
         result = pairs(incidences(samples, settings), settings, blocks).persist()
         # not an Observation on the write: adaptive execution drops it, and with it the counts, where no pair comes out
         totals = result.agg(F.count("*").alias("kept"), F.coalesce(F.sum("dropped"), F.lit(0)).alias("dropped")).collect()[0]
+        in_window = (pads.field("date") >= first) & (pads.field("date") <= date)
+        check_unchanged(lake, DAILY_SAMPLES, (version, in_window))
         (
             result.drop("dropped")
             .withColumn("date", F.lit(date))
@@ -112,6 +119,8 @@ def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
         result.unpersist()
         kept, dropped = totals["kept"], totals["dropped"]
         step.table(CO_INTERACTION, TableCounts(kept + dropped, kept, rows_dropped={"over_max_pairs_per_item": dropped}))
+        # Who changes samples marks this day as stale: its mark must not go for pairs of the samples before.
+        check_unchanged(lake, DAILY_SAMPLES, (version, in_window))
         clear_stale(lake, date, "co-interaction")
         step.extra["window"] = [day.isoformat() for day in sorted(held) if first <= day <= date]
     return step

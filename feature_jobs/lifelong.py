@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 from feature_jobs.bucket_files import BucketFiles, bucket_files, partition_values, run_by_bucket
 from feature_jobs.lifelong_bucket import Turn, fusion_of, refresh_bucket
 from feature_jobs.lifelong_vectors import vector_files
-from feature_jobs.partition_files import commit_files
+from feature_jobs.partition_files import check_unchanged, commit_files
 from feature_jobs.session import table_failures_named
 from feature_jobs.stale import clear_stale, read_stale
 from schemas.errors import BadInput
@@ -115,6 +115,8 @@ def commit_refresh(lake: Lake, date: dt.date, step: StepRun, reports: dict[int, 
         return [bucket for bucket, report in reports.items() if table in report["files"]]
 
     bucket, day = pads.field("user_bucket"), pads.field("date")
+    # Also of buckets without a new base: who changes days marks this one as stale, and its mark must not go for what was before.
+    check_unchanged(lake, HISTORY, (step.inputs[HISTORY.name], (day <= date) & bucket.isin(list(reports))))
     commit_files(
         lake,
         PATHWAY_LIFELONG,

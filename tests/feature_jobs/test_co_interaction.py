@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from feature_jobs import co_interaction
+from feature_jobs.stale import mark_stale, read_stale
 from schemas.config import CoInteractionSection
 from schemas.errors import BadInput
 from schemas.lake import Lake
@@ -176,3 +177,25 @@ def test_a_day_without_positives_leaves_no_pairs(spark: Any, make_lake: Callable
     lake = make_lake()
     write_rows(lake, DAILY_SAMPLES, [row | {"positive": False} for row in samples(seed=1, date=DAY)])
     assert co_interaction.run(spark, lake, DAY).to_json()["tables"]["co_interaction"]["rows_out"] == 0
+
+
+def test_pairs_of_samples_that_were_written_anew_meanwhile_are_not_published(
+    spark: Any, make_lake: Callable[..., Lake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = make_lake()
+    write_rows(lake, DAILY_SAMPLES, samples(seed=1, date=DAY))
+    before = co_interaction.pairs
+
+    def overtaken(*arguments: Any) -> Any:
+        mark_stale(lake, {str(DAY): {"co-interaction": "it reads the samples"}})
+        write_rows(lake, DAILY_SAMPLES, samples(seed=2, date=DAY - dt.timedelta(days=2)))
+        return before(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(co_interaction, "pairs", overtaken)
+        with pytest.raises(BadInput, match=r"daily_samples: another process wrote partitions .* run it again"):
+            co_interaction.run(spark, lake, DAY)
+    assert lake.read(CO_INTERACTION).num_rows == 0
+    assert "co-interaction" in read_stale(lake)[str(DAY)]
+    co_interaction.run(spark, lake, DAY)
+    assert read_stale(lake) == {}

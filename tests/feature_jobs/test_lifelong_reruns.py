@@ -96,9 +96,35 @@ def test_a_day_that_changes_while_it_is_folded_stops_the_run(make_lake: MakeLake
     with pytest.raises(BadInput, match="another process wrote partitions that this run had read"):
         refresh(lake, after(1), fusion)
     assert bases(lake) == {}
+    assert lake.read(PATHWAY_LIFELONG).num_rows == 0
     monkeypatch.undo()
     refresh(lake, after(1), fusion)
     check(lake, after(1), fusion)
+
+
+def test_a_refresh_older_than_the_base_is_stopped_too(make_lake: MakeLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It folds no day, so that it writes no base; its representatives would be of the days before."""
+    lake = made(make_lake)
+    fusion = publish_fusion(lake, 0)
+    rows = write_days(lake, 0, 6, most=8)
+    refresh(lake, after(6), fusion)
+    write_days(lake, 7, 13, most=4)
+    refresh(lake, after(13), fusion)
+    once = pathways(lake, after(6))
+    day = [row for row in rows if row["date"] == after(2)]
+    rewrite_day(lake, after(2), day)
+    mark_stale(lake, {after(6).isoformat(): {"lifelong": "it compresses history"}})
+
+    def meanwhile(turn: Any, bucket: int) -> Any:
+        report = refresh_bucket(turn, bucket)
+        if bucket == 0:
+            rewrite_day(lake, after(2), [row | {"behaviours": row["behaviours"][1:]} for row in day])
+        return report
+
+    monkeypatch.setattr(lifelong_lake, "refresh_bucket", meanwhile)
+    with pytest.raises(BadInput, match="another process wrote partitions that this run had read"):
+        refresh(lake, after(6), fusion)
+    assert pathways(lake, after(6)) == once
 
 
 def test_a_backfill_of_folded_days_is_taken_in_at_the_next_turn(make_lake: MakeLake) -> None:
