@@ -119,7 +119,8 @@ def _advance(peer: "Peer", place: str, end: str, positive: str, facts: tuple[str
     seen = peer.sql.execute(f"SELECT landings_seen FROM {peer.before.read(USER_STATE)} LIMIT 1").fetchone()
     landings = sorted({day for day in (seen[0] if seen else []) if day >= oldest} | {DAY})
     listed = ", ".join(f"DATE '{day}'" for day in landings)
-    marks = f"[{listed}] AS landings_seen, {peer.before.users_version + 1}::BIGINT AS users_version"
+    version = peer.before.users_version + 1
+    marks = f"[{listed}] AS landings_seen, DATE '{oldest}' AS landings_from, {version}::BIGINT AS users_version"
     shifted = f"((coalesce(active_days, 0) & {2**55 - 1}) << 1)"
     peer.copy(
         "user_state",
@@ -132,7 +133,7 @@ def _advance(peer: "Peer", place: str, end: str, positive: str, facts: tuple[str
             {", ".join(facts)}
         FROM moved m LEFT JOIN state s ON m.user_id = s.user_id LEFT JOIN cells c ON m.user_id = c.user_id
         UNION ALL BY NAME
-        SELECT s.* EXCLUDE (landings_seen, users_version) REPLACE ({shifted} AS active_days), {marks}
+        SELECT s.* EXCLUDE (landings_seen, landings_from, users_version) REPLACE ({shifted} AS active_days), {marks}
         FROM state s ANTI JOIN moved USING (user_id)
         ORDER BY user_id""",
     )

@@ -184,6 +184,7 @@ def user_states(past: Past, users: np.ndarray, generator: np.random.Generator) -
         "active_days": pa.array(generator.integers(0, 1 << 55, len(users)) << 1 | active),
         "behaviours": pa.array(lifetime),
         "landings_seen": seen.take(pa.array(np.zeros(len(users), np.int64))),
+        "landings_from": pa.repeat(pa.scalar(DAY_BEFORE - dt.timedelta(days=2 * LANDINGS_SEEN)), len(users)),
     }
     snapshot = user_snapshots(users, DAY_BEFORE - dt.timedelta(days=1)).rename_columns({"date": "snapshot_date"})
     return pa.table(columns | {name: snapshot[name] for name in snapshot.column_names})

@@ -84,7 +84,8 @@ def _pathways(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: b
         if lake.config.samples.gates.min_rows > 0 or sample_landings(date, present, before.seen, every=every_landing):
             raise BadInput(f"{lake.table_uri(DAILY_SAMPLES)}: no samples of {date}; run `onerec samples --date {date}` first")
         sampled = []  # empty by right: Delta makes no commit where there is nothing to write
-    seen, late = taken_in(date, partitions, before.seen, sampled, lake.config.ingest.max_late_days, every=every_landing)
+    oldest = oldest_landing(date, before.seen_from, lake.config.ingest.max_late_days)
+    seen, late = taken_in(date, partitions, before.seen, sampled, oldest, every=every_landing)
     earlier = {(day, landing) for day, landing in partitions if landing in (sampled if day == date else before.seen)}
     users_now = run.reads(lake, USERS)
     snapshot_dates = new_snapshot_dates(lake, date, users_now, users_version(before.files))
@@ -95,7 +96,7 @@ def _pathways(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: b
         samples=bucket_files(lake, DAILY_SAMPLES, sampled_version, pads.field("date") == date),
         late=late_inputs(lake, version, late, earlier, run.reads(lake, ITEMS)),
         snapshots=None,
-        marks=Marks(seen, users_now),
+        marks=Marks(seen, oldest, users_now),
     )
     with dealt(read_table(spark, lake, USERS, users_now), lake, snapshot_dates) as snapshots:
         work = partial(advance_bucket, replace(day, snapshots=snapshots))
@@ -121,12 +122,18 @@ def _pathways(spark: "SparkSession", lake: Lake, date: dt.date, every_landing: b
     run.extra["snapshots_read"] = [day.isoformat() for day in snapshot_dates]
 
 
+def oldest_landing(date: dt.date, before: dt.date | None, max_late_days: int) -> dt.date:
+    """The date before which a day forgets landings: twice ``max_late_days`` ago, and never earlier than the day before did
+    (``before``), since what that one has forgotten cannot be told from what is new when the setting grows."""
+    return max(date - dt.timedelta(days=2 * max_late_days), before or dt.date.min)
+
+
 def taken_in(
     date: dt.date,
     partitions: Iterable[tuple[dt.date, dt.date]],
     seen_before: Iterable[dt.date],
     sampled: Iterable[dt.date],
-    max_late_days: int,
+    oldest: dt.date,
     *,
     every: bool,
 ) -> tuple[list[dt.date], set[tuple[dt.date, dt.date]]]:
@@ -134,11 +141,10 @@ def taken_in(
 
     By the day's end the state has seen what yesterday's had, what the samples were made from (``sampled``), and every
     landing present up to the date or to the latest of those (with ``every``: every one). Late are: earlier dates in landings
-    not seen before, and the date itself in a landing that yesterday's state had seen and the samples had not. Landings more than
-    twice ``max_late_days`` old are forgotten, and taken in by a backfill only.
+    not seen before, and the date itself in a landing that yesterday's state had seen and the samples had not. Landings before
+    ``oldest`` are forgotten, and taken in by a backfill of earlier days only.
     """
     pairs, before, made_from = set(partitions), set(seen_before), set(sampled)
-    oldest = date - dt.timedelta(days=2 * max_late_days)
     last = max([date, *before, *made_from])
     present = {landing for _, landing in pairs if every or landing <= last}
     seen = {landing for landing in before | made_from | present if landing >= oldest}

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PreviousState:
     """``user_state`` at the end of the day before (``date``), at the table's ``version`` that it was read at: its files by bucket
-    (none on the lake's first day), landings seen."""
+    (none on the lake's first day), landings seen, and the date before which landings are forgotten (None: it does not say)."""
 
     date: dt.date
     version: int
     files: BucketFiles
     seen: frozenset[dt.date]
+    seen_from: dt.date | None
 
     def check_unchanged(self, lake: Lake) -> None:
         """Raise BadInput if it was written anew since it was read."""
@@ -62,7 +63,7 @@ def previous_state(lake: Lake, date: dt.date, version: int) -> PreviousState:
     yesterday = date - dt.timedelta(days=1)
     files = bucket_files(lake, USER_STATE, version, pads.field("date") == yesterday)
     if files.buckets:
-        return PreviousState(yesterday, version, files, landings_seen(files, files.partitions))
+        return PreviousState(yesterday, version, files, landings_seen(files, files.partitions), _landings_from(files))
     states = {day for day in partition_dates(lake, USER_STATE, version=version) if day < date}
     samples = {day for day in partition_dates(lake, DAILY_SAMPLES) if day < date}
     if states or samples:
@@ -71,7 +72,7 @@ def previous_state(lake: Lake, date: dt.date, version: int) -> PreviousState:
             f"{lake.table_uri(USER_STATE)}: no state of {yesterday}, which {date} starts from, though earlier days exist; "
             f"run `onerec samples` and `onerec pathways` for --date {first}" + (f" to {yesterday}" if first < yesterday else "")
         )
-    return PreviousState(yesterday, version, files, frozenset())
+    return PreviousState(yesterday, version, files, frozenset(), None)
 
 
 def landings_seen(files: BucketFiles, paths: Iterable[str]) -> frozenset[dt.date]:
@@ -79,6 +80,12 @@ def landings_seen(files: BucketFiles, paths: Iterable[str]) -> frozenset[dt.date
     column = pa.schema([USER_STATE.schema.field("landings_seen")])
     lists = (files.read_file(path, column)["landings_seen"] for path in paths)
     return frozenset(next((seen[0].as_py() for seen in lists if len(seen)), ()))
+
+
+def _landings_from(files: BucketFiles) -> dt.date | None:
+    column = pa.schema([USER_STATE.schema.field("landings_from")])
+    dates = (files.read_file(path, column)["landings_from"] for path in files.partitions)
+    return next((some[0].as_py() for some in dates if len(some)), None)
 
 
 def sample_landings(date: dt.date, present: Iterable[dt.date], seen: Iterable[dt.date], *, every: bool) -> list[dt.date]:

@@ -94,9 +94,11 @@ class Fresh:
 
 @dataclass(frozen=True)
 class Marks:
-    """What the state of a day says of its inputs, the same for every user: landings taken in, version of ``users``."""
+    """What the state of a day says of its inputs, the same for every user: landings taken in, the date before which they are
+    forgotten, version of ``users``."""
 
     landings_seen: list[dt.date]
+    landings_from: dt.date | None
     users_version: int | None
 
 
@@ -144,6 +146,7 @@ def advance(state: pa.Table, fresh: Fresh, snapshots: pa.Table, day: dt.date, ma
         "active_days": pa.array(_active_days(_spread(state["active_days"], place, count), newcomers.owner, fresh.dates, day)),
         "behaviours": pa.array(_spread(state["behaviours"], place, count) + np.bincount(newcomers.owner, minlength=count)),
         "landings_seen": pa.array([marks.landings_seen], pa.list_(pa.date32())).take(pa.array(np.zeros(count, np.int64))),
+        "landings_from": pa.repeat(pa.scalar(marks.landings_from, pa.date32()), count),
         "users_version": pa.repeat(pa.scalar(marks.users_version, pa.int64()), count),
         **latest_facts(state, snapshots, users),
     }

@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Days = Annotated[int, Field(ge=1, le=36_500)]
+Milliseconds = Annotated[int, Field(ge=1, le=2**40 - 1)]
+LogBase = Annotated[float, Field(ge=1.01)]
 
 
 class Section(BaseModel):
@@ -41,11 +44,11 @@ class IngestSection(Section):
 
     quarantine_limit: Share = 0.01
     """Share of bad rows, of any landing table, above which nothing is published."""
-    max_late_days: Positive = 30
+    max_late_days: Days = 30
     """An event may land so many days after its own day."""
-    max_play_time_ms: Positive = 24 * 3600 * 1000
+    max_play_time_ms: Milliseconds = 24 * 3600 * 1000
     """Longest believable play."""
-    max_duration_ms: Positive = 7 * 24 * 3600 * 1000
+    max_duration_ms: Milliseconds = 7 * 24 * 3600 * 1000
     """Longest believable item."""
 
 
@@ -69,7 +72,7 @@ class GatesSection(Section):
     """Fewest samples of a day; with 0, a day without any passes whatever the days before had."""
     volume_ratio: tuple[float, float] = (0.2, 5.0)
     """Range of the day's samples ÷ the mean of the trailing days."""
-    volume_days: Positive = 7
+    volume_days: Days = 7
     """Trailing days."""
     volume_min_days: Positive = 3
     """Fewest published days among them before a day is compared with them."""
@@ -94,10 +97,11 @@ class SamplesSection(Section):
     """A longer pause between requests begins a new session, where the source names none."""
     holdout_share: Share = 0.01
     """Share of users, by stable hash, held out of all training of the generator and its reward; item pairs count them."""
-    duration_log_base: float = Field(default=1.5, gt=1)
-    """β of the duration buckets ⌊log_β(seconds + 1)⌋ (V2)."""
-    play_log_base: float = Field(default=1.2, gt=1)
-    """Base of the play time buckets of the user's own histogram."""
+    duration_log_base: LogBase = 1.5
+    """β of the duration buckets ⌊log_β(seconds + 1)⌋ (V2). Changed, it asks for a backfill of every day: the users' histograms
+    count by it."""
+    play_log_base: LogBase = 1.2
+    """Base of the play time buckets of the user's own histogram. Changed, it asks for a backfill of every day, too."""
     positive: PositiveDefinition = PositiveDefinition()
     """What counts as high engagement."""
     gates: GatesSection = GatesSection()
@@ -140,7 +144,7 @@ class LifelongSection(Section):
 class CoInteractionSection(Section):
     """Which items people engage with together (reference §1)."""
 
-    window_days: Positive = 7
+    window_days: Days = 7
     """Days of samples, ending with the date."""
     max_items_per_user: Positive = 200
     """A user's latest positive items that count."""
@@ -190,9 +194,9 @@ class FusionSection(Section):
     """Training steps."""
     batch_size: Positive = 256
     """Pairs a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
-    temperature: float = 0.07
+    temperature: float = Field(default=0.07, gt=0)
     """τ of the contrastive loss."""
     text_loss_weight: float = 0.5
     """Weight of predicting the text vector."""
@@ -396,7 +400,7 @@ class ReinforceSection(Section):
 class RetentionSection(Section):
     """What ``onerec lake vacuum`` keeps."""
 
-    user_state_days: Positive = 7
+    user_state_days: Days = 7
     """Newest days of user_state kept."""
     user_state_checkpoint_weekday: Annotated[int, Field(ge=0, le=6)] = 6
     """Weekday of the weekly checkpoint, 0 = Monday."""

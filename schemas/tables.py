@@ -285,6 +285,11 @@ USER_STATE = Table(
                 "landings taken in (the same for every user of a day)",
                 required=True,
             ),
+            _column(
+                "landings_from",
+                pa.date32(),
+                "landings before this date are forgotten: `landings_seen` names none of them (the same for every user of a day)",
+            ),
             _column("age_band", pa.string(), "from the latest snapshot exported before this day"),
             _column("gender", pa.string(), "likewise"),
             _column("region", pa.string(), "likewise"),

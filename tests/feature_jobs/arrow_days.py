@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from feature_jobs.pathways import taken_in
+from feature_jobs.pathways import oldest_landing, taken_in
 from feature_jobs.samples_inputs import sample_landings
 from feature_jobs.samples_labels import EVENT_COLUMNS, label_samples
 from feature_jobs.user_state import STATE, Fresh, Marks, advance, align, fresh_rows, static_rows
@@ -67,7 +67,7 @@ class ArrowDays:
         samples = self._labelled(rows)
         snapshots = self._new_snapshots(day)
         prior = align(self.state, snapshots, flat(samples["user_id"]).unique())
-        seen, late_pairs = taken_in(day, pairs, self.seen, sampled, 30, every=every)
+        seen, late_pairs = taken_in(day, pairs, self.seen, sampled, oldest_landing(day, None, 30), every=every)
         late = [row for row in events if (row["date"], row["landing_date"]) in late_pairs]
         had = {
             (row["date"], row["user_id"], row["impression_id"])
@@ -79,7 +79,7 @@ class ArrowDays:
         taken = np.array([before[row["user_id"], row["date"]] for row in late], np.int64)
         rows_in = pa.concat_tables([fresh_rows(samples), fresh_rows(self._labelled(late, taken))])
         fresh = Fresh.of(rows_in, self.config.samples)
-        self.state = advance(self.state, fresh, snapshots, day, Marks(seen, None), self.config)
+        self.state = advance(self.state, fresh, snapshots, day, Marks(seen, None, None), self.config)
         self.seen = seen
         return ArrowDay(samples, prior, static_rows(prior, day, self.config))
 

@@ -37,7 +37,7 @@ def without(names: set[str], rows: list[Row]) -> list[Row]:
     return [{name: value for name, value in row.items() if name not in names} for row in rows]
 
 
-_PLACES = ("user_id", "date", "user_bucket", "users_version")
+_PLACES = ("user_id", "date", "user_bucket", "users_version", "landings_from")
 
 
 def states(lake: Lake, day: dt.date) -> dict[str, Row]:

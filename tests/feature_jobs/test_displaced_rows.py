@@ -30,7 +30,7 @@ from feature_jobs.ingest.landing import open_landing
 from feature_jobs.ingest.shuffle import LANDED
 from feature_jobs.owned_by_earlier import KEY, MOST_IDS, as_metadata, from_metadata
 from feature_jobs.partition_files import PartitionFile, commit_files, data_schema
-from feature_jobs.pathways import late_inputs, run_pathways, taken_in
+from feature_jobs.pathways import late_inputs, oldest_landing, run_pathways, taken_in
 from feature_jobs.samples import run_samples
 from feature_jobs.samples_inputs import event_partitions, sample_landings
 from schemas.config import Config
@@ -86,7 +86,7 @@ class Bucket:
         where = (pads.field("date") == date) & pads.field("landing_date").isin(pa.array(sampled, pa.date32()))
         samples = bucket_files(self.lake, EVENTS, version, where).read(0, pa.schema([("impression_id", pa.string())]))
         self.taken += [(date, text_hash("u", name)) for name in samples["impression_id"].to_pylist()]
-        seen, late = taken_in(date, pairs, self.seen, sampled, 30, every=every)
+        seen, late = taken_in(date, pairs, self.seen, sampled, oldest_landing(date, None, 30), every=every)
         earlier = {(day, landing) for day, landing in pairs if landing in (sampled if day == date else self.seen)}
         inputs = late_inputs(self.lake, version, late, earlier, self.lake.table_version(ITEMS))
         if inputs is not None:

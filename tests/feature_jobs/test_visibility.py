@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_jobs.pathways import taken_in
+from feature_jobs.pathways import oldest_landing, taken_in
 from schemas.config import Config
 from tests.feature_jobs.arrow_days import ArrowDay, ArrowDays
 from tests.feature_jobs.reference_pathways import DayResult, Reference, as_behaviour, reconstructed_window
@@ -180,7 +180,7 @@ def states(days: ArrowDays) -> dict[str, dict[str, Any]]:
         lists = {name: [entry["sample_id"] for entry in row[name]] for name in ("short", "positive", "pending")}
         cells = [(cell["duration_bucket"], cell["play_bucket"], cell["count"]) for cell in row["watch_histogram"]]
         user = row.pop("user_id")
-        del row["users_version"]
+        del row["users_version"], row["landings_from"]
         found[user] = row | lists | {"watch_histogram": cells}
     return found
 
@@ -203,7 +203,8 @@ def test_every_event_is_taken_in_once_whatever_order_landings_come_in(every: boo
     d = [dt.date(2026, 1, day) for day in range(1, 8)]
     # Landing 3 was ingested late: the state of day 4 had seen landings 1, 2 and 4.
     partitions = {(d[0], d[0]), (d[0], d[2]), (d[2], d[2]), (d[3], d[3]), (d[4], d[4]), (d[2], d[4]), (d[4], d[5])}
-    seen, late = taken_in(d[4], partitions, {d[0], d[1], d[3]}, {d[4], d[5]} if every else {d[4]}, 30, every=every)
+    oldest = oldest_landing(d[4], None, 30)
+    seen, late = taken_in(d[4], partitions, {d[0], d[1], d[3]}, {d[4], d[5]} if every else {d[4]}, oldest, every=every)
     assert late == {(d[0], d[2]), (d[2], d[2]), (d[2], d[4])}
     assert seen == d[:6] if every else d[:5]
 
@@ -211,6 +212,8 @@ def test_every_event_is_taken_in_once_whatever_order_landings_come_in(every: boo
 def test_a_forgotten_landing_is_not_taken_in_again() -> None:
     day = dt.date(2026, 6, 1)
     old, recent = day - dt.timedelta(days=61), day - dt.timedelta(days=60)
-    seen, late = taken_in(day, {(old, old), (recent, recent), (day, day)}, {old}, {day}, 30, every=False)
+    seen, late = taken_in(
+        day, {(old, old), (recent, recent), (day, day)}, {old}, {day}, oldest_landing(day, None, 30), every=False
+    )
     assert seen == [recent, day]
     assert late == {(recent, recent)}
