@@ -27,7 +27,7 @@ import pyarrow.fs as pafs
 from feature_jobs.bucket_files import item_keys
 from feature_jobs.cache_folders import COMPLETE, in_use, mark_used, remove_folder, remove_unused, staging_path
 from schemas.errors import BadInput
-from schemas.lake import Lake, damage_named, filesystem_of
+from schemas.lake import Lake, damage_named, filesystem_of, first_line
 from schemas.tables import ITEMS
 
 ROWS_A_PART = 4_000_000
@@ -66,15 +66,9 @@ class ItemVersions:
             found[places] |= end > start
         return found[index]
 
-    def before(self, items: pa.Array | pa.ChunkedArray, request_ts: np.ndarray) -> tuple[pa.Table, np.ndarray]:
-        """Attributes (ATTRIBUTES) of the version with the latest ``valid_from`` < ``request_ts`` (int64, µs), deleted or not,
-        for each row, and whether there is none (then they are null)."""
-        used, place = self.used_before(items, request_ts)
-        return used.take(pa.array(place, mask=place < 0)), place < 0
-
     def used_before(self, items: pa.Array | pa.ChunkedArray, request_ts: np.ndarray) -> tuple[pa.Table, np.ndarray]:
-        """The same without repeating what rows share: attributes of each version that any row uses, once, and for each row
-        its place among them (−1 if there is none)."""
+        """For each row the version with the latest ``valid_from`` < ``request_ts`` (int64, µs), deleted or not: attributes
+        (ATTRIBUTES) of each version that any row uses, once, and for each row its place among them (−1 if there is none)."""
         keys, index = _distinct_keys(items)
         part_of = _part_of(keys, self.parts)
         tables = [ATTRIBUTES.empty_table()]
@@ -105,7 +99,7 @@ class _Part:
     number: int
 
     def _column(self, name: str) -> np.ndarray:
-        with in_use(str(self.folder.parent)):
+        with in_use(str(self.folder.parent)), _damage_named(self.folder.parent):
             column: np.ndarray = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         return column
 
@@ -126,8 +120,19 @@ class _Part:
         return np.where(low > start, low - 1, -1)
 
     def attributes(self, rows: np.ndarray) -> pa.Table:
-        with in_use(str(self.folder.parent)), pa.memory_map(str(self.folder / "attributes.arrow")) as source:
+        where = self.folder.parent
+        with in_use(str(where)), _damage_named(where), pa.memory_map(str(self.folder / "attributes.arrow")) as source:
             return pa.ipc.open_file(source).read_all().take(pa.array(rows))
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, EOFError) as error:  # of NumPy, and Arrow's own
+        raise BadInput(
+            f"{folder}: damaged ({first_line(error)}); remove this folder of the cache and run the step again"
+        ) from error
 
 
 def item_versions(lake: Lake, version: int, *, rows_a_part: int = ROWS_A_PART) -> ItemVersions:

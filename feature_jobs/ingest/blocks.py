@@ -27,11 +27,14 @@ BLOCK_BYTES = 1 << 20
 """JSON parsed at once: what the processor's cache holds (8 MiB take nearly three times as long a row)."""
 BLOCK_ROWS = 65_536
 """Rows of a block, about."""
+MAX_BLOCK_BYTES = 32 << 20
+"""Bytes of a block, about, where its rows are long: Arrow's texts of a column hold 2 GiB, and a task its share of memory."""
 MAX_LINE_BYTES = 64 << 20
 _SAMPLED_LINES = 50
 _NOT_A_LINE = "row: not a JSON object on a line of its own"
 _NO_JSON = re.compile(rb"[\s:,\[-](?:NaN|Inf(?:inity)?)\s*[,}\]]")
 """What Arrow takes for numbers though JSON has none such; in a text it may stand, too."""
+_NOT_A_NUMBER = "row: a whole number of thousands of digits"
 _NOT_A_RECORD = "row: not one value a column of the header"
 csv.field_size_limit(MAX_LINE_BYTES)
 
@@ -56,9 +59,15 @@ def parquet_blocks(filesystem: pafs.FileSystem, path: str, names: Sequence[str],
     bits, which Arrow would make them, those of far years are others."""
     with filesystem.open_input_file(path) as stream:
         file = pq.ParquetFile(stream, coerce_int96_timestamp_unit="us")
-        groups = None if row_groups is None else list(row_groups)
-        for batch in file.iter_batches(BLOCK_ROWS, row_groups=groups, use_threads=False):
+        groups = list(range(file.num_row_groups) if row_groups is None else row_groups)
+        for batch in file.iter_batches(_rows_a_block(file, groups), row_groups=groups, use_threads=False):
             yield Block(len(batch), {name: batch.column(name) for name in batch.schema.names if name in names}, _rows_of(batch))
+
+
+def _rows_a_block(file: pq.ParquetFile, row_groups: Sequence[int]) -> int:
+    sizes = [file.metadata.row_group(group) for group in row_groups]
+    longest = max((group.total_byte_size / group.num_rows for group in sizes if group.num_rows), default=0)
+    return max(1, min(BLOCK_ROWS, int(MAX_BLOCK_BYTES / max(longest, 1))))
 
 
 def _rows_of(batch: pa.RecordBatch) -> Callable[[Sequence[int]], list[str]]:
@@ -86,11 +95,12 @@ def csv_blocks(stream: BinaryIO, names: Sequence[str]) -> Iterator[Block]:
 
 
 def _some(reader: Iterator[list[str]]) -> list[list[str]]:
-    records = []
+    records, held = [], 0
     for record in reader:
         if record:  # a blank line is no row
             records.append(record)
-        if len(records) == BLOCK_ROWS:
+            held += sum(map(len, record))
+        if len(records) == BLOCK_ROWS or held >= MAX_BLOCK_BYTES:
             break
     return records
 
@@ -131,6 +141,7 @@ def json_blocks(stream: BinaryIO, columns: Sequence[pa.Field]) -> Iterator[Block
     texts = [column.name for column in columns if column.type == pa.string()]
     numbers: list[str] = []
     waiting: list[Block] = []
+    rows = held = 0
     for data in _line_blocks(stream):
         if schema is None:
             schema = _usual_schema(data, columns)
@@ -138,9 +149,10 @@ def json_blocks(stream: BinaryIO, columns: Sequence[pa.Field]) -> Iterator[Block
         block = _parsed_by_arrow(data, schema, numbers)
         if block is not None:
             waiting.append(block)
-        if waiting and (block is None or sum(part.rows for part in waiting) >= BLOCK_ROWS):
+            rows, held = rows + block.rows, held + len(data)
+        if waiting and (block is None or rows >= BLOCK_ROWS or held >= MAX_BLOCK_BYTES):
             yield _joined(waiting)
-            waiting = []
+            waiting, rows, held = [], 0, 0
         if block is None:
             yield _parsed_by_line(data, columns)
     if waiting:
@@ -244,12 +256,17 @@ def _parsed_by_line(data: bytes, columns: Sequence[pa.Field]) -> Block:
         if record is None:
             failures[row] = _NOT_A_LINE + found(line)
             continue
-        for name, value in record.items():
-            if name in values and value is not None:
-                nests = isinstance(value, dict | list)
-                values[name][row] = _text(json.loads(line)[name] if nests else value)  # whose numbers are numbers again
-                if name in texts and nests:
-                    nested.setdefault(name, []).append(row)
+        held = {name: value for name, value in record.items() if name in values and value is not None}
+        nests = [name for name, value in held.items() if isinstance(value, dict | list)]
+        try:
+            numbers = json.loads(line) if nests else {}  # within which numbers are numbers again
+        except ValueError:
+            failures[row] = _NOT_A_NUMBER + found(line)
+            continue
+        for name, value in held.items():
+            values[name][row] = _text(numbers[name] if name in nests else value)
+            if name in texts and name in nests:
+                nested.setdefault(name, []).append(row)
     arrays = {name: pa.array(column, pa.string()) for name, column in values.items()}
     return Block(len(lines), arrays, lambda rows: [lines[row] for row in rows], failures, nested)
 

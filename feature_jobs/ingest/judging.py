@@ -60,9 +60,15 @@ def judged_blocks(
     Raises BadInput naming a file that cannot be read to its end.
     """
     for split in splits:
-        with named(landing, split.file):
-            for block in _blocks(landing, table, split):
-                yield _judged(block, table, split, rules)
+        blocks = _blocks(landing, table, split)
+        while True:
+            with named(landing, split.file):
+                block = next(blocks, None)
+            if block is None:
+                break
+            with named(landing, split.file, (pa.ArrowException,)):  # values that Arrow cannot convert; all else is our fault
+                judged = _judged(block, table, split, rules)
+            yield judged
 
 
 def _blocks(landing: Landing, table: Table, split: Split) -> Iterator[Block]:

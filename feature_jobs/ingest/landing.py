@@ -4,7 +4,6 @@ Everything here runs on the driver and looks at names and sizes only.
 """
 
 import datetime as dt
-import json
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from zoneinfo import available_timezones
 import pyarrow.fs as pafs
 
 from schemas.errors import BadInput
+from schemas.json_files import JsonFiles
 from schemas.lake import filesystem_of, normal_root
 from schemas.tables import EVENTS, ITEMS, USERS, Table
 
@@ -20,7 +20,11 @@ FORMATS = {"jsonl": "jsonl", "jsonl.gz": "jsonl", "csv": "csv", "csv.gz": "csv",
 _EXTENSIONS = ", ".join(f".{name}" for name in FORMATS)
 LANDED_TABLES = (EVENTS, ITEMS, USERS)
 DESCRIPTION = "landing.json"
-_MAX_DESCRIPTION_BYTES = 1 << 20
+_DESCRIPTIONS = JsonFiles(
+    1 << 20,
+    larger="not a small file; it describes the landing zone in a few lines of JSON",
+    foreign="not JSON ({reason}); mend or remove it",
+)
 _DATED_FOLDER = re.compile(r"date=(\d{4}-\d{2}-\d{2})\Z")
 
 
@@ -130,17 +134,12 @@ def _day_timezone(given: str, filesystem: pafs.FileSystem, root: str) -> str | N
     info = filesystem.get_file_info(path)
     if info.type is pafs.FileType.NotFound:
         return None
-    if info.type is not pafs.FileType.File or info.size > _MAX_DESCRIPTION_BYTES:
-        raise BadInput(f"{where}: not a small file; it describes the landing zone in a few lines of JSON")
-    with filesystem.open_input_stream(path) as stream:
-        content = stream.read()
-    try:
-        description = json.loads(content)
-    except ValueError as error:
-        raise BadInput(f"{where}: not JSON ({error}); mend or remove it") from error
+    if info.type is not pafs.FileType.File:
+        raise BadInput(f"{where}: {_DESCRIPTIONS.larger}")
+    description = _DESCRIPTIONS.read_found(filesystem, info, where)
     if not isinstance(description, dict):
         raise BadInput(f"{where}: not a JSON object; mend or remove it")
     timezone = description.get("day_timezone")
-    if timezone is not None and timezone not in available_timezones():
+    if timezone is not None and not (isinstance(timezone, str) and timezone in available_timezones()):
         raise BadInput(f"{where}: day_timezone {timezone!r} is not a time zone name; one looks like Asia/Shanghai")
     return timezone

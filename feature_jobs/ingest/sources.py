@@ -113,12 +113,16 @@ def _dealt(splits: list[Split], task_bytes: int) -> list[list[Split]]:
     return tasks
 
 
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException)
+"""What reading a damaged file raises."""
+
+
 @contextmanager
-def named(landing: Landing, file: LandingFile) -> Iterator[None]:
+def named(landing: Landing, file: LandingFile, failures: tuple[type[Exception], ...] = UNREADABLE) -> Iterator[None]:
     """Turn a failure to read a file into BadInput that names it."""
     try:
         yield
-    except (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException) as error:
+    except failures as error:
         raise BadInput(f"{landing.given}/{file.name}: {first_line(error)}; deliver the file again") from error
 
 

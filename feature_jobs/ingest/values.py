@@ -23,6 +23,7 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)?", re.ASCII)
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _LARGEST_OFFSET = dt.timedelta(hours=18)
+_YEAR_ONE = -62_135_596_800_000_000  # in microseconds
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 TEXTS = pa.list_(pa.string())
 
@@ -113,7 +114,7 @@ def _truncated(nanoseconds: pa.Array) -> pa.Array:
 def _usual_timestamps(texts: pa.Array) -> pa.Array | None:
     """Texts that all look like 2026-01-31T12:00:00[.123456]Z, parsed at once; None if any does not.
 
-    Arrow's parser takes shorter forms too (a day alone), which the length rules out, and none that ours refuses.
+    Arrow's parser takes shorter forms too (a day alone), which the length rules out, and the year 0, which ours refuses.
     """
     lengths = pc.binary_length(texts)
     bounds = pc.min_max(lengths).as_py()
@@ -124,9 +125,10 @@ def _usual_timestamps(texts: pa.Array) -> pa.Array | None:
     if not pc.all(pc.ends_with(texts, "Z")).as_py():
         return None
     try:
-        return texts.cast(TIMESTAMP)
+        parsed = texts.cast(TIMESTAMP)
     except pa.ArrowInvalid:
         return None
+    return parsed if pc.min(parsed.cast(pa.int64())).as_py() >= _YEAR_ONE else None
 
 
 def as_texts(source: pa.Array) -> pa.Array:

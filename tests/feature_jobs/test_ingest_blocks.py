@@ -2,15 +2,18 @@
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_jobs.ingest import blocks
-from feature_jobs.ingest.blocks import csv_blocks, json_blocks
+from feature_jobs.ingest.blocks import csv_blocks, json_blocks, parquet_blocks
 from feature_jobs.ingest.sources import REQUIRED, input_columns
 from feature_jobs.ingest.values import Reasons, read_column
 from schemas.tables import EVENTS, ITEMS, Table
@@ -163,3 +166,36 @@ def test_csv_cells_may_hold_line_breaks_and_a_short_record_is_shown_as_its_line(
     }
     assert list(block.failures) == [1]
     assert [json.loads(text) for text in block.texts([1, 2])] == [{"line": "v"}, {"user_id": "w", "other": 'x, "y"'}]
+
+
+def test_a_whole_number_of_thousands_of_digits_spoils_its_own_row_only() -> None:
+    good = {"item_id": "i", "valid_from": "2026-01-31T12:00:00Z", "tags": ["a"]}
+    data = "".join(json.dumps(good).replace('"a"', tag) + "\n" for tag in ('"a"', "9" * 5000, '"a"'))
+    first, second, third = rows_of(data.encode(), ITEMS)
+    assert (first[2], third[2]) == ([], [])
+    assert [reason.split(" (found")[0] for reason in second[2]] == ["row: a whole number of thousands of digits"]
+
+
+@pytest.mark.parametrize("kind", ["lines", "nested lines", "cells", "parquet"])
+def test_long_rows_come_in_blocks_that_hold_no_more_than_their_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(blocks, "MAX_BLOCK_BYTES", 10_000)
+    rows = [{"item_id": f"i{number}", "asr_text": f"{number:0900}"} for number in range(100)]
+    if kind == "cells":
+        cells = "item_id,asr_text\n" + "".join(f"{row['item_id']},{row['asr_text']}\n" for row in rows)
+        found = list(csv_blocks(io.BytesIO(cells.encode()), ["item_id", "asr_text"]))
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=60, use_dictionary=False)
+        found = list(parquet_blocks(pafs.LocalFileSystem(), str(tmp_path / "rows.parquet"), ["item_id", "asr_text"], None))
+    else:
+        odd = {"tags": {"a": 1}} if kind == "nested lines" else {}
+        found = list(
+            json_blocks(io.BytesIO("".join(json.dumps(row | odd) + "\n" for row in rows).encode()), input_columns(ITEMS))
+        )
+    held = [sum(len(text) for text in block.columns["asr_text"].to_pylist()) for block in found]
+    assert max(held) <= 11_000
+    assert [text for block in found for text in block.columns["item_id"].to_pylist()] == [row["item_id"] for row in rows]
+    if kind == "lines":
+        assert len(found) <= 12, "blocks are as large as they may be"

@@ -30,6 +30,12 @@ def version(item: str, at: int, **values: Any) -> dict[str, Any]:
     return {"item_id": item, "valid_from": np.datetime64(START_MICROS + at, "us").item().replace(tzinfo=START.tzinfo)} | values
 
 
+def attributes_before(index: ItemVersions, items: pa.Array, request_ts: np.ndarray) -> pa.Table:
+    """Attributes of the version before each request, null where there is none."""
+    used, place = index.used_before(items, request_ts)
+    return used.take(pa.array(place, mask=place < 0))
+
+
 @given(st.data())
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_version_before_each_request_is_what_a_search_row_by_row_finds(
@@ -52,7 +58,8 @@ def test_the_version_before_each_request_is_what_a_search_row_by_row_finds(
     index = item_versions(lake, lake.table_version(ITEMS), rows_a_part=data.draw(st.sampled_from([1, 4, 1000])))
     asked = data.draw(st.lists(st.tuples(st.sampled_from([*names, "never", None]), st.integers(-1, 14)), max_size=40))
     items = pa.array([item for item, _ in asked], pa.string())
-    attributes, missing = index.before(items, np.array([START_MICROS + at for _, at in asked], np.int64))
+    request_ts = np.array([START_MICROS + at for _, at in asked], np.int64)
+    attributes, missing = attributes_before(index, items, request_ts), index.used_before(items, request_ts)[1] < 0
     expected = [
         max(
             (row for row in rows if row["item_id"] == item and row["valid_from"] < version("", at)["valid_from"]),
@@ -88,7 +95,7 @@ def test_versions_in_use_stay_whatever_their_number_and_go_when_nobody_used_them
     assert [folder.is_dir() for folder in folders] == [True, False, True, True, True]
     assert [knows(index) for number, index in enumerate(indexes) if number != 1] == [[True, False]] * 4
     before = np.array([START_MICROS + 9])
-    for use in (lambda: knows(indexes[1]), lambda: indexes[1].before(pa.array(["a"]), before)):
+    for use in (lambda: knows(indexes[1]), lambda: indexes[1].used_before(pa.array(["a"]), before)):
         with pytest.raises(
             BadInput, match=r"items-[0-9]+: this folder of the cache was removed while it was in use; run the step"
         ):
@@ -185,3 +192,14 @@ def test_two_writers_of_one_version_leave_one_folder(make_lake: Callable[..., La
     index = item_versions(lake, number)
     assert index.known(pa.array(["a", "b"])).tolist() == [True, False]
     assert not list(lake.local_path("cache").glob(".staging-*"))
+
+
+@pytest.mark.parametrize("name", ["keys.npy", "valid_from.npy", "attributes.arrow"])
+def test_a_damaged_copy_is_named(make_lake: Callable[..., Lake], name: str) -> None:
+    lake = make_lake()
+    write_rows(lake, ITEMS, [version(f"i{number}", 0) for number in range(50)])
+    index = item_versions(lake, lake.table_version(ITEMS))
+    [path] = Path(lake.root, "cache").rglob(name)
+    path.write_bytes(path.read_bytes()[:-64])
+    with pytest.raises(BadInput, match=r"items-\d+: damaged .*remove this folder of the cache"):
+        index.used_before(pa.array(["i7"]), np.array([START_MICROS + 1], np.int64))
