@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import BadInput
+from schemas.json_files import JsonFiles
 from schemas.lake import Lake, write_atomically
 
 EXAMPLES = "examples.json"
 _UNFINISHED = f"{EXAMPLES}.*.tmp"
 MAX_EXAMPLES_BYTES = 64 * 2**20
+_FILES = JsonFiles(
+    MAX_EXAMPLES_BYTES,
+    larger=f"larger than {MAX_EXAMPLES_BYTES} bytes; not one of ours, remove it",
+    foreign="not the examples of an evaluation of ours ({reason}); remove it",
+)
 
 
 def forget_in_examples(lake: Lake, users: Set[str]) -> int:
@@ -24,12 +30,12 @@ def forget_in_examples(lake: Lake, users: Set[str]) -> int:
         path.unlink()
     for path in _found(lake, ("training",), EXAMPLES):
         content = _read(path)
-        kept = [example for example in content["users"] if example.get("user_id") not in users]
+        kept = [example for example in content["users"] if example["user_id"] not in users]
         if len(kept) < len(content["users"]):
             removed += len(content["users"]) - len(kept)
             write_atomically(str(path), (json.dumps(content | {"users": kept}, indent=1) + "\n").encode())
     for path in _found(lake, ("registry",), EXAMPLES):
-        if any(example.get("user_id") in users for example in _read(path)["users"]):
+        if any(example["user_id"] in users for example in _read(path)["users"]):
             raise BadInput(
                 f"{path}: a published model shows some of these people; publish that model again (its examples are left out "
                 "now), remove this folder, and run this again"
@@ -41,7 +47,7 @@ def search_examples(lake: Lake, users: Set[str]) -> dict[str, int]:
     """Search the examples of every evaluation: files, examples looked at, and how many show one of ``users``."""
     paths = _found(lake, ("training", "registry"), EXAMPLES)
     unknown = _found(lake, ("training", "registry"), _UNFINISHED)
-    shown = [example.get("user_id") for path in paths for example in _read(path)["users"]]
+    shown = [example["user_id"] for path in paths for example in _read(path)["users"]]
     found = sum(user in users for user in shown) + len(unknown)
     return {"files": len(paths) + len(unknown), "values": len(shown), "found": found}
 
@@ -53,14 +59,13 @@ def _found(lake: Lake, folders: Sequence[str], pattern: str) -> list[Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The examples of a file, each with the ``user_id`` that it shows. Raises BadInput for a file that is damaged or foreign."""
     try:
-        if path.stat().st_size > MAX_EXAMPLES_BYTES:
-            raise BadInput(f"{path}: larger than {MAX_EXAMPLES_BYTES} bytes; not one of ours, remove it")
-        content = json.loads(path.read_text())
-        if not all(isinstance(example, dict) for example in content["users"]):
-            raise TypeError("users that are no objects")
+        content = _FILES.read(path)
     except FileNotFoundError:  # a training has begun meanwhile, whose model nobody has evaluated
         return {"users": []}
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: not the examples of an evaluation of ours ({error}); remove it") from error
-    return dict(content)
+    if not (isinstance(content, dict) and isinstance(content.get("users"), list)):
+        raise _FILES.refusal(path, "no users")
+    if not all(isinstance(example, dict) and isinstance(example.get("user_id"), str) for example in content["users"]):
+        raise _FILES.refusal(path, "users without a user_id")
+    return content

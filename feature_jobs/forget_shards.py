@@ -11,13 +11,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_jobs.forget_files import Tasks
-from feature_jobs.shard_files import MANIFEST, clean, read_manifest, shards_root, write_ipc, write_manifest, writer_lock
+from feature_jobs.shard_files import (
+    MANIFEST,
+    clean,
+    ipc_schema,
+    read_ipc,
+    read_manifest,
+    shards_root,
+    write_ipc,
+    write_manifest,
+    writer_lock,
+)
 from feature_jobs.shard_records import counts_of, targets_without_tokens
 from feature_jobs.shard_side_tables import keys_with_tokens
 from schemas.errors import BadInput
 from schemas.lake import Lake
-from schemas.shards import stable_key
+from schemas.shard_manifest import DayManifest, MaskManifest, RefreshManifest, inside_store
+from schemas.shards import LIFELONG, TARGET_MASK, USER_DAY, stable_key
 
+_USER_ID = pa.schema([USER_DAY.field("user_id")])
 _DAY_COUNTS = ("users", "requests", "events")
 
 
@@ -48,22 +60,14 @@ def search_shards(lake: Lake, users: pa.Array, tasks: Tasks) -> dict[str, int]:
     """Search the user column of every shard file: files, values searched, and how many of ``users`` were found."""
 
     def work(path: Path) -> dict[str, Any]:
-        table = read_shard(path)
-        if "user_id" not in table.schema.names:
+        if "user_id" not in ipc_schema(path).names:
             return {"files": 0, "values": 0, "found": 0}
-        return {"files": 1, "values": len(table), "found": pc.sum(pc.is_in(table["user_id"], value_set=users)).as_py() or 0}
+        there = read_ipc(path, _USER_ID)["user_id"]
+        return {"files": 1, "values": len(there), "found": pc.sum(pc.is_in(there, value_set=users)).as_py() or 0}
 
     files = sorted(shards_root(lake).rglob("*.arrow")) if lake.is_local else []
     reports = tasks.each(files, work)
     return {name: sum(report[name] for report in reports) for name in ("files", "values", "found")}
-
-
-def read_shard(path: Path) -> pa.Table:
-    """A shard file. Raises BadInput naming one that is damaged."""
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise BadInput(f"{path}: unreadable shard file ({error}); run `onerec shards` for its day again") from error
 
 
 class _Forgetting:
@@ -76,7 +80,7 @@ class _Forgetting:
 
     def refresh(self, path: Path) -> None:
         """Rewrite one refresh's sidecars and manifest."""
-        manifest = read_manifest(path) or {}
+        manifest = read_manifest(path, RefreshManifest) or {"files": []}
         self._forget_in_sidecars([path.parent / entry["path"] for entry in manifest["files"]])
         changed = [entry for entry in manifest["files"] if self._follow(entry, path.parent / entry["path"], path.parent)]
         if changed:
@@ -84,13 +88,11 @@ class _Forgetting:
 
     def day(self, path: Path) -> tuple[int, int]:
         """Rewrite one day's data files, masks and manifests; records removed from data and from masks."""
-        folder, manifest = path.parent, read_manifest(path) or {}
+        folder, manifest = path.parent, read_manifest(path, DayManifest) or {}
         users = self._by_bucket(manifest["user_buckets"])
         affected = [entry for entry in manifest["files"] if entry["user_bucket"] in users]
-        tokens = self._root / manifest["tokens"]["path"]
-        reports = self._tasks.each(
-            [(folder / entry["path"], users[entry["user_bucket"]]) for entry in affected], lambda unit: _data_file(*unit, tokens)
-        )
+        tokens = inside_store(self._root, self._root / manifest["tokens"]["path"])
+        reports = self._tasks.each(self._units(folder, affected, users), lambda unit: _data_file(*unit, tokens))
         for entry, report in zip(affected, reports, strict=True):
             for name, count in report["lost"].items():
                 manifest["counts"][name] -= count
@@ -107,10 +109,11 @@ class _Forgetting:
 
     def _mask(self, path: Path, users: dict[int, pa.Array], data: dict[int, str], targets: int) -> int:
         """Rewrite a mask's files; how many records it lost. Until its manifest is, readers refuse it beside the new data."""
-        manifest = read_manifest(path) or {}
+        manifest = read_manifest(path, MaskManifest) or {"files": []}
         affected = [entry for entry in manifest["files"] if entry["user_bucket"] in users]
-        units = [(path.parent / entry["path"], users[entry["user_bucket"]]) for entry in affected]
-        reports = self._tasks.each(units, lambda unit: _mask_file(*unit))
+        if foreign := [entry["path"] for entry in affected if entry["user_bucket"] not in data]:
+            raise BadInput(f"{path}: {foreign[0]} is a mask of other data than the day's; run `onerec shards --targets rsft`")
+        reports = self._tasks.each(self._units(path.parent, affected, users), lambda unit: _mask_file(*unit))
         for entry, report in zip(affected, reports, strict=True):
             entry |= report["file"]
             if report["removed"]:
@@ -125,7 +128,7 @@ class _Forgetting:
 
     def _forget_in_sidecars(self, paths: list[Path]) -> None:
         """Rewrite those not looked at yet."""
-        fresh = [path for path in paths if path not in self.sidecars]
+        fresh = [inside_store(self._root, path) for path in paths if path not in self.sidecars]
         reports = self._tasks.each(fresh, lambda path: _sidecar_file(path, self._users))
         self.sidecars |= dict(zip(fresh, reports, strict=True))
 
@@ -139,13 +142,17 @@ class _Forgetting:
                 entry["users"] -= report["removed"]
         return bool(report["removed"])
 
+    def _units(self, folder: Path, entries: list[dict[str, Any]], users: dict[int, pa.Array]) -> list[tuple[Path, pa.Array]]:
+        """The files of entries of a manifest, each with the users of its bucket."""
+        return [(inside_store(self._root, folder / entry["path"]), users[entry["user_bucket"]]) for entry in entries]
+
     def _by_bucket(self, buckets: int) -> dict[int, pa.Array]:
         of = self._keys % buckets
         return {int(bucket): self._users.filter(pa.array(of == bucket)) for bucket in np.unique(of)}
 
 
 def _data_file(path: Path, users: pa.Array, tokens: Path) -> dict[str, Any]:
-    table = read_shard(path)
+    table = read_ipc(path, USER_DAY)
     gone = pc.is_in(table["user_id"], value_set=users)
     lost = table.filter(gone)
     if not len(lost):
@@ -155,7 +162,7 @@ def _data_file(path: Path, users: pa.Array, tokens: Path) -> dict[str, Any]:
 
 
 def _mask_file(path: Path, users: pa.Array) -> dict[str, Any]:
-    table = read_shard(path)
+    table = read_ipc(path, TARGET_MASK)
     gone = pc.is_in(table["user_id"], value_set=users)
     lost = table.filter(gone)
     if not len(lost):
@@ -165,7 +172,7 @@ def _mask_file(path: Path, users: pa.Array) -> dict[str, Any]:
 
 
 def _sidecar_file(path: Path, users: pa.Array) -> dict[str, Any]:
-    table = read_shard(path)
+    table = read_ipc(path, LIFELONG)
     gone = pc.is_in(table["user_id"], value_set=users)
     removed = pc.sum(gone).as_py() or 0
     file = _rewritten(path, table.filter(pc.invert(gone)), compressed=False) if removed else {}

@@ -21,21 +21,25 @@ from feature_jobs.shard_files import (
     MANIFEST,
     RSFT_MANIFEST,
     clean,
+    data_files,
     day_folder,
+    read_ipc,
     shards_root,
     write_ipc,
     write_manifest,
     writer_lock,
 )
 from feature_jobs.shards import existing_manifest
-from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.runs import StepRun, TableCounts, step_run
-from schemas.shards import TARGET_MASK
+from schemas.shard_manifest import MASK_FORMAT
+from schemas.shards import TARGET_MASK, USER_DAY
 
-MASK_FORMAT = "onerec-shard-targets"
 MASK_VERSION = 1
-COLUMNS = ("user_id", "request_session", "request_events", "event_play_time_ms", "event_target")
+COLUMNS = pa.schema(
+    [USER_DAY.field(name) for name in ("user_id", "request_session", "request_events", "event_play_time_ms", "event_target")]
+)
+"""What the rule looks at."""
 
 
 def sessions_of_events(records: pa.Table) -> np.ndarray:
@@ -102,9 +106,10 @@ def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
     with step_run(lake, "shards", date) as step, writer_lock(root), table_failures_named():
         manifest = existing_manifest(root, date)
         folder = day_folder(root, date.isoformat())
-        files = {entry["user_bucket"]: entry for entry in manifest["files"]}
-        cut = _session_cut(spark, folder, files, settings.drop_share)
-        task = _mask_task(folder, files, settings.unit, cut, settings.drop_share)
+        files = data_files(root, manifest)
+        hashes = {entry["user_bucket"]: entry["sha256"] for entry in manifest["files"]}
+        cut = _session_cut(spark, files, settings.drop_share)
+        task = _mask_task(files, hashes, settings.unit, cut, settings.drop_share)
         parts = run_by_bucket(spark, sorted(files), task)
         totals = {name: sum(part[name] for part in parts) for name in ("all", "session", "impression")}
         counts = {unit: {"targets": totals[unit], "dropped": totals["all"] - totals[unit]} for unit in ("session", "impression")}
@@ -127,14 +132,14 @@ def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
     return step
 
 
-def _session_cut(spark: SparkSession, folder: Path, files: dict[int, dict[str, Any]], drop_share: float) -> int:
+def _session_cut(spark: SparkSession, files: dict[int, Path], drop_share: float) -> int:
     """The day's cut, from the distinct session totals of all buckets (at most 86.4 million a day, by millisecond)."""
     buckets = sorted(files)
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for index in batch.column(0).to_pylist():
-                totals = session_play_times(_read(folder / files[buckets[index]]["path"]))
+                totals = session_play_times(read_ipc(files[buckets[index]], COLUMNS))
                 values, counts = np.unique(totals, return_counts=True)
                 yield pa.RecordBatch.from_pydict({"play_time_ms": values, "sessions": counts})
 
@@ -144,11 +149,10 @@ def _session_cut(spark: SparkSession, folder: Path, files: dict[int, dict[str, A
 
 
 def _mask_task(
-    folder: Path, files: dict[int, dict[str, Any]], unit: str, cut: int, drop_share: float
+    files: dict[int, Path], hashes: dict[int, str], unit: str, cut: int, drop_share: float
 ) -> Callable[[int], dict[str, Any]]:
     def work(bucket: int) -> dict[str, Any]:
-        data = files[bucket]
-        records = _read(folder / data["path"])
+        records = read_ipc(files[bucket], COLUMNS)
         target = _flat(records["event_target"])
         masks = {
             "session": target & keep_by_session(records, cut),
@@ -160,19 +164,11 @@ def _mask_task(
         )
         column = pa.ListArray.from_arrays(offsets, pa.array(masks[unit]))
         mask = pa.table([records["user_id"], column], schema=TARGET_MASK)
-        file = write_ipc(mask, folder, f"targets-rsft-bucket={bucket:05d}", compressed=True)
+        file = write_ipc(mask, files[bucket].parent, f"targets-rsft-bucket={bucket:05d}", compressed=True)
         counts = {name: int(kept.sum()) for name, kept in masks.items()}
-        return {"all": int(target.sum()), **counts, "file": {**file, "user_bucket": bucket, "data_sha256": data["sha256"]}}
+        return {"all": int(target.sum()), **counts, "file": {**file, "user_bucket": bucket, "data_sha256": hashes[bucket]}}
 
     return work
-
-
-def _read(path: Path) -> pa.Table:
-    try:
-        options = pa.ipc.IpcReadOptions()
-        return pa.ipc.open_file(pa.memory_map(str(path)), options=options).read_all().select(list(COLUMNS))
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
-        raise BadInput(f"{path}: unreadable shard file ({error}); run `onerec shards` for this day again") from error
 
 
 def _flat(column: pa.ChunkedArray) -> np.ndarray:

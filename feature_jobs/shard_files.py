@@ -17,13 +17,22 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.errors import BadInput
-from schemas.lake import Lake, parse_date, write_atomically
+from schemas.lake import Lake, first_line, parse_date, write_atomically
 from schemas.registry import file_sha256
+from schemas.shard_manifest import (
+    DayManifest,
+    Manifest,
+    MaskManifest,
+    RefreshManifest,
+    checked_manifest,
+    inside_store,
+    manifest_content,
+)
 
 USERS_PER_BATCH = 4096
+_AGAIN = "run `onerec shards` for its day again"
 MANIFEST = "manifest.json"
 RSFT_MANIFEST = "targets-rsft.json"
-MAX_MANIFEST_BYTES = 64 * 2**20
 
 
 def shards_root(lake: Lake) -> Path:
@@ -78,24 +87,53 @@ def write_ipc(table: pa.Table, folder: Path, prefix: str, *, compressed: bool) -
     return {"path": name, "bytes": size, "sha256": sha256}
 
 
+def ipc_schema(path: Path) -> pa.Schema:
+    """Columns of a file of the store. Raises BadInput for one that is missing or damaged."""
+    with _unreadable_named(path):
+        return pa.ipc.open_file(pa.memory_map(str(path))).schema
+
+
+def read_ipc(path: Path, columns: pa.Schema) -> pa.Table:
+    """These columns, in this order, of a file of the store, mapped into memory; no others are decompressed.
+
+    Raises BadInput for a file that is missing or damaged, or lacks one of the columns in its type.
+    """
+    found = ipc_schema(path)
+    places = [found.get_field_index(column.name) for column in columns]  # -1 where it is missing, or there twice
+    for place, column in zip(places, columns, strict=True):
+        kind = found.field(place).type if place >= 0 else None
+        if kind != column.type:
+            raise BadInput(f"{path}: column {column.name} is {kind or 'missing'}, expected {column.type}; {_AGAIN}")
+    options = pa.ipc.IpcReadOptions(included_fields=places)
+    with _unreadable_named(path):
+        table = pa.ipc.open_file(pa.memory_map(str(path)), options=options).read_all().select(columns.names)
+        table.validate()
+    return table
+
+
+@contextmanager
+def _unreadable_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise BadInput(f"{path}: unreadable shard file ({first_line(error)}); {_AGAIN}") from error
+
+
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Publish a manifest atomically."""
     write_atomically(str(path), (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
 
 
-def read_manifest(path: Path) -> dict[str, Any] | None:
-    """A manifest, or None if there is none. Raises BadInput for one that is damaged."""
+def read_manifest(path: Path, kind: type[Manifest]) -> dict[str, Any] | None:
+    """A manifest with the fields of its model and all others that are in it, or None if there is none.
+
+    Raises BadInput for one that is damaged or foreign. What its paths lead to is for ``inside_store`` to say.
+    """
     if not path.is_file():
         return None
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise BadInput(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes; not a shard manifest")
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise BadInput(f"{path}: damaged manifest ({error}); run `onerec shards` for this day again") from error
-    if not isinstance(manifest, dict):
-        raise BadInput(f"{path}: not a shard manifest; run `onerec shards` for this day again")
-    return manifest
+    content: dict[str, Any] = manifest_content(path, kind)
+    checked_manifest(path, content, kind)
+    return content
 
 
 def manifests(root: Path) -> list[Path]:
@@ -104,20 +142,34 @@ def manifests(root: Path) -> list[Path]:
 
 
 def named_files(root: Path, manifest_path: Path) -> dict[Path, dict[str, Any]]:
-    """The files that a manifest names, each with its ``bytes`` and ``sha256``. Raises BadInput if a path leaves the store."""
-    manifest = read_manifest(manifest_path) or {}
-    found = {_inside(root, manifest_path.parent / entry["path"]): entry for entry in manifest.get("files", [])}
-    shared = [manifest[name] for name in ("items", "tokens") if name in manifest]
-    for entry in [*shared, *manifest.get("lifelong", {}).values()]:
-        found[_inside(root, root / entry["path"])] = entry
+    """The files that a manifest names, each with its ``bytes`` and ``sha256``. Raises BadInput if a path leaves the store; where
+    links lead is not looked at."""
+    kind = _kind_of(manifest_path)
+    manifest = read_manifest(manifest_path, kind) or {}
+    found = {manifest_path.parent / entry["path"]: entry for entry in manifest.get("files", [])}
+    if manifest and kind is DayManifest:
+        shared = [manifest["items"], manifest["tokens"], *manifest["lifelong"].values()]
+        found |= {root / entry["path"]: entry for entry in shared}
     return found
+
+
+def _kind_of(manifest_path: Path) -> type[Manifest]:
+    if manifest_path.name != MANIFEST:
+        return MaskManifest
+    return RefreshManifest if manifest_path.parent.parent.name == "lifelong" else DayManifest
+
+
+def data_files(root: Path, manifest: dict[str, Any]) -> dict[int, Path]:
+    """Where a day's data files lie, by user bucket. Raises BadInput if a link leads out of the store."""
+    folder = day_folder(root, manifest["date"])
+    return {entry["user_bucket"]: inside_store(root, folder / entry["path"]) for entry in manifest["files"]}
 
 
 def verify_files(root: Path, manifest_path: Path) -> int:
     """Check size and sha256 of every file that a manifest names; returns how many. Raises BadInput naming a damaged one."""
     named = named_files(root, manifest_path)
     for path, entry in named.items():
-        if not path.is_file():
+        if not inside_store(root, path).is_file():
             raise BadInput(f"{path}: missing, though {manifest_path.name} names it; run `onerec shards` for this day again")
         if path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
             raise BadInput(
@@ -127,11 +179,11 @@ def verify_files(root: Path, manifest_path: Path) -> int:
 
 
 def is_whole(root: Path, entry: dict[str, Any] | None) -> bool:
-    """Whether a file of the store (path relative to the root) is there with its size."""
+    """Whether a file of the store (path relative to the root) is there with its size, and no link to one."""
     if entry is None:
         return False
     path = root / entry["path"]
-    return path.is_file() and path.stat().st_size == entry["bytes"]
+    return path.is_file() and not path.is_symlink() and path.stat().st_size == entry["bytes"]
 
 
 def clean(root: Path) -> int:
@@ -145,9 +197,3 @@ def clean(root: Path) -> int:
                 path.unlink()
                 removed += 1
     return removed
-
-
-def _inside(root: Path, path: Path) -> Path:
-    if ".." in path.relative_to(root).parts:
-        raise BadInput(f"{path}: leaves the shard store {root}; the manifest is not ours")
-    return path

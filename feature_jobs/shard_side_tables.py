@@ -13,13 +13,14 @@ import pyarrow.dataset as pads
 from pyspark.sql import SparkSession
 
 from feature_jobs.bucket_files import BucketFiles, bucket_files, item_keys, partition_values, run_by_bucket
-from feature_jobs.shard_files import MANIFEST, is_whole, read_manifest, write_ipc, write_manifest
+from feature_jobs.shard_files import MANIFEST, is_whole, read_ipc, read_manifest, write_ipc, write_manifest
 from schemas.errors import BadInput
 from schemas.lake import Lake
+from schemas.shard_manifest import LIFELONG_FORMAT, RefreshManifest
 from schemas.shards import ITEM_TABLE, LIFELONG, SHARD_VERSION, TOKEN_TABLE, UNKNOWN_DURATION
 from schemas.tables import ITEM_TOKENS, ITEMS, PATHWAY_LIFELONG
 
-LIFELONG_FORMAT = "onerec-shard-lifelong"
+_TOKEN_KEYS = pa.schema([TOKEN_TABLE.field("item_key")])
 
 
 def item_table(items: pa.Table) -> pa.Table:
@@ -80,8 +81,8 @@ def write_tokens(lake: Lake, root: Path, version: int, codebook_version: str, si
 
 
 def keys_with_tokens(path: Path) -> np.ndarray:
-    """Item keys (int64, sorted) of a token table, mapped rather than read."""
-    keys: np.ndarray = pa.ipc.open_file(pa.memory_map(str(path))).read_all()["item_key"].to_numpy()
+    """Item keys (int64, sorted) of a token table, mapped rather than read. Raises BadInput for one that is missing or damaged."""
+    keys: np.ndarray = read_ipc(path, _TOKEN_KEYS)["item_key"].to_numpy()
     return keys
 
 
@@ -130,7 +131,7 @@ def _write_refresh(
     spark: SparkSession, root: Path, refresh: dt.date, files: BucketFiles, buckets: list[int]
 ) -> dict[int, dict[str, Any]]:
     folder = root / _refresh_folder(refresh)
-    known = read_manifest(folder / MANIFEST) or {"files": []}
+    known = read_manifest(folder / MANIFEST, RefreshManifest) or {"files": []}
     entries = {entry["user_bucket"]: entry for entry in known["files"]}
     sources = {bucket: hashlib.sha256("\n".join(files.paths[bucket]).encode()).hexdigest() for bucket in buckets}
 

@@ -15,7 +15,9 @@ from feature_jobs.session import table_failures_named
 from feature_jobs.shard_files import (
     MANIFEST,
     clean,
+    data_files,
     day_folder,
+    read_ipc,
     read_manifest,
     shard_days,
     shards_root,
@@ -39,10 +41,12 @@ from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Registry
 from schemas.runs import StepRun, TableCounts, step_run
-from schemas.shards import SHARD_FORMAT, SHARD_VERSION
+from schemas.shard_manifest import DayManifest, DayTokens, MaskManifest
+from schemas.shards import SHARD_FORMAT, SHARD_VERSION, USER_DAY
 from schemas.tables import DAILY_SAMPLES, ITEM_TOKENS, ITEMS, PATHWAY_LIFELONG, PATHWAY_POSITIVE, PATHWAY_SHORT, PATHWAY_STATIC
 
 _DAY_TABLES = (DAILY_SAMPLES, PATHWAY_STATIC, PATHWAY_SHORT, PATHWAY_POSITIVE)
+_TARGETS = pa.schema([USER_DAY.field(name) for name in ("event_item_key", "event_target")])
 
 
 def run(spark: SparkSession, lake: Lake, date: dt.date) -> StepRun:
@@ -91,8 +95,8 @@ def retokenise(spark: SparkSession, lake: Lake, dates: Sequence[dt.date]) -> lis
 
 def _retokenise_day(spark: SparkSession, root: Path, manifest: dict[str, Any], tokens: dict[str, Any], step: StepRun) -> None:
     path = day_folder(root, manifest["date"]) / MANIFEST
-    buckets = {entry["user_bucket"]: path.parent / entry["path"] for entry in manifest["files"]}
-    missing = run_by_bucket(spark, sorted(buckets), _recount_task(buckets, root / tokens["tokens"]["path"]))
+    files = data_files(root, manifest)
+    missing = run_by_bucket(spark, sorted(files), _recount_task(files, root / tokens["tokens"]["path"]))
     counts = manifest["counts"] | {"targets_without_tokens": sum(part["targets_without_tokens"] for part in missing)}
     inputs = manifest["inputs"] | {ITEM_TOKENS.name: step.inputs[ITEM_TOKENS.name]}
     write_manifest(path, {**manifest, **tokens, "counts": counts, "inputs": inputs})
@@ -117,7 +121,7 @@ def days_of_other_tokens(lake: Lake, date: dt.date) -> list[dt.date]:
     published = _codebook_of(registry)
     root = shards_root(lake)
     days = [day for day in shard_days(lake) if day < date]
-    manifests = ((day, read_manifest(day_folder(root, day.isoformat()) / MANIFEST) or {}) for day in days)
+    manifests = ((day, read_manifest(day_folder(root, day.isoformat()) / MANIFEST, DayTokens) or {}) for day in days)
     ours = ((day, manifest) for day, manifest in manifests if manifest.get("version") == SHARD_VERSION)
     return [day for day, manifest in ours if (manifest.get("codebook_version"), manifest.get("codebook_sizes")) != published]
 
@@ -131,7 +135,7 @@ def verify(lake: Lake, date: dt.date) -> int:
     checked = verify_files(root, folder / MANIFEST)
     for mask in sorted(folder.glob("targets-*.json")):
         checked += verify_files(root, mask)
-        for entry in (read_manifest(mask) or {}).get("files", []):
+        for entry in (read_manifest(mask, MaskManifest) or {}).get("files", []):
             if entry["data_sha256"] not in data:
                 raise BadInput(
                     f"{folder / entry['path']}: a mask of other data than the day's; run `onerec shards --targets rsft`"
@@ -140,15 +144,17 @@ def verify(lake: Lake, date: dt.date) -> int:
 
 
 def existing_manifest(root: Path, date: dt.date) -> dict[str, Any]:
-    """A day's manifest. Raises BadInput if there is none, or it is of another format."""
+    """A day's manifest. Raises BadInput if there is none, or it is damaged, of another format or of another day."""
     path = day_folder(root, date.isoformat()) / MANIFEST
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, DayManifest)
     if manifest is None:
         raise BadInput(f"{path}: no shard of this day; run `onerec shards --date {date}` first")
     if (manifest.get("format"), manifest.get("version")) != (SHARD_FORMAT, SHARD_VERSION):
         raise BadInput(
             f"{path}: format {manifest.get('format')!r} version {manifest.get('version')!r}, not ours; build the day again"
         )
+    if manifest["date"] != date.isoformat():
+        raise BadInput(f"{path}: is of {manifest['date']}, not {date}; build the day again")
     return manifest
 
 
@@ -201,22 +207,10 @@ def _day_task(tables: dict[str, BucketFiles], date: dt.date, folder: Path, token
 
 def _recount_task(files: dict[int, Path], tokens: Path) -> Callable[[int], dict[str, Any]]:
     def work(bucket: int) -> dict[str, Any]:
-        path = files[bucket]
-        try:
-            records = _columns(path, ["event_item_key", "event_target"])
-        except (OSError, pa.ArrowInvalid) as error:
-            raise BadInput(f"{path}: unreadable shard file ({error}); run `onerec shards` for this day again") from error
+        records = read_ipc(files[bucket], _TARGETS)
         return {"targets_without_tokens": targets_without_tokens(records, keys_with_tokens(tokens))}
 
     return work
-
-
-def _columns(path: Path, names: list[str]) -> pa.Table:
-    """Columns of a shard file; no others are decompressed."""
-    source = pa.memory_map(str(path))
-    schema = pa.ipc.open_file(source).schema
-    options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name) for name in names])
-    return pa.ipc.open_file(source, options=options).read_all().select(names)
 
 
 def _tokens(lake: Lake, root: Path, step: StepRun) -> dict[str, Any]:
@@ -239,6 +233,6 @@ def _drop_stale_masks(root: Path, date: dt.date, manifest: dict[str, Any]) -> No
     """Remove masks of data files that the new manifest no longer names: their order would not fit."""
     data = {entry["sha256"] for entry in manifest["files"]}
     for path in day_folder(root, date.isoformat()).glob("targets-*.json"):
-        masks = (read_manifest(path) or {}).get("files", [])
+        masks = (read_manifest(path, MaskManifest) or {}).get("files", [])
         if {entry["data_sha256"] for entry in masks} != data:
             path.unlink()

@@ -8,15 +8,22 @@ changes the file, where the filesystem has locks.
 import datetime as dt
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow.fs as pafs
 
 from schemas.errors import BadInput
+from schemas.json_files import JsonFiles
 from schemas.lake import Lake, write_atomically
 from schemas.suppression import locked
 
 STALE_FILE = "stale.json"
 MAX_STALE_BYTES = 16 * 2**20
+_FILES = JsonFiles(
+    MAX_STALE_BYTES,
+    larger=f"larger than {MAX_STALE_BYTES} bytes; not one of ours, remove it",
+    foreign="not JSON; remove it and run the backfill again",
+)
 _LOCK = "stale"
 UNFINISHED = "a backfill that rebuilds it has not ended; run it again if it was stopped"
 """The reason on the dates that a backfill is rebuilding: their tables may be of two runs."""
@@ -30,16 +37,15 @@ def read_stale(lake: Lake) -> Marks:
     found = filesystem.get_file_info(path)
     if found.type is not pafs.FileType.File:
         return {}
-    if found.size > MAX_STALE_BYTES:
-        raise BadInput(f"{lake.uri(STALE_FILE)}: larger than {MAX_STALE_BYTES} bytes; not one of ours, remove it")
-    with filesystem.open_input_stream(path) as stream:
-        try:
-            marks: Marks = json.loads(stream.read())
-        except ValueError as error:
-            raise BadInput(f"{lake.uri(STALE_FILE)}: not JSON; remove it and run the backfill again") from error
-    if not (isinstance(marks, dict) and all(isinstance(steps, dict) for steps in marks.values())):
+    content = _FILES.read_found(filesystem, found, lake.uri(STALE_FILE))
+    if not (isinstance(content, dict) and all(map(_are_reasons, content.values()))):
         raise BadInput(f"{lake.uri(STALE_FILE)}: not marks of ours (date → step → reason); remove it")
+    marks: Marks = content
     return marks
+
+
+def _are_reasons(steps: Any) -> bool:
+    return isinstance(steps, dict) and all(isinstance(reason, str) for reason in steps.values())
 
 
 def mark_stale(lake: Lake, marks: Mapping[str, Mapping[str, str]]) -> None:

@@ -18,9 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import BadInput
+from schemas.json_files import JsonFiles
 from schemas.lake import Lake, sync_folder, write_atomically
 
 MAX_MANIFEST_BYTES = 16 * 2**20
+_MANIFESTS = JsonFiles(
+    MAX_MANIFEST_BYTES,
+    larger=f"larger than {MAX_MANIFEST_BYTES} bytes; not one of ours",
+    foreign="not a manifest of ours (truncated or foreign); publish it again",
+)
 _COMMANDS = {
     "fusion": "train-fusion",
     "codebook": "train-codebook",
@@ -153,14 +159,12 @@ class Registry:
         manifest = folder / f"{kind}.json"
         if not manifest.is_file():
             raise BadInput(f"{folder}: no {kind} of this version; there are {self.versions(kind) or 'none'}")
-        if manifest.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BadInput(f"{manifest}: larger than {MAX_MANIFEST_BYTES} bytes; not one of ours")
+        body = _MANIFESTS.read(manifest)
         try:
-            body = json.loads(manifest.read_text())
             version_of = {key: body[key] for key in ("kind", "metadata", "files")}
             expected = hashlib.sha256(json.dumps(version_of, sort_keys=True).encode()).hexdigest()[:12]
         except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{manifest}: not a manifest of ours (truncated or foreign); publish it again") from error
+            raise _MANIFESTS.refusal(manifest, error) from error
         if body.get("version") != expected or expected != chosen or body["kind"] != kind:
             raise BadInput(f"{manifest}: altered (its content does not give version {chosen}); publish it again")
         if not isinstance(body["metadata"], dict) or not _are_entries(body["files"]):

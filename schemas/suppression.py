@@ -7,6 +7,7 @@ text followed by the user id's UTF-8 bytes: in Spark ``sha2(concat(lit(salt), us
 import fcntl
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,12 +18,19 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from schemas.errors import BadInput
+from schemas.json_files import JsonFiles
 from schemas.lake import Lake, write_atomically
 
 SUPPRESSION_FILE = "suppression.json"
 FORGET_LOCK = "forget"
 """Held by ``onerec forget`` from beginning to end."""
 MAX_BYTES = 2**30
+_LISTS = JsonFiles(
+    MAX_BYTES,
+    larger=f"larger than {MAX_BYTES} bytes; not a suppression list of ours",
+    foreign="damaged suppression list ({reason}); restore it before anything is ingested",
+)
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -43,20 +51,31 @@ class Suppression:
 def suppressed_users(lake: Lake) -> Suppression:
     """The lake's list; empty where nobody was forgotten yet. Raises BadInput for a damaged file, never ignores it."""
     filesystem, path = lake.filesystem(SUPPRESSION_FILE)
-    info = filesystem.get_file_info(path)
-    if info.type is not pafs.FileType.File:
+    found = filesystem.get_file_info(path)
+    if found.type is pafs.FileType.NotFound:
         return Suppression("", frozenset())
-    if info.size > MAX_BYTES:
-        raise BadInput(f"{path}: larger than {MAX_BYTES} bytes; not a suppression list of ours")
-    with filesystem.open_input_stream(path) as stream:
-        content = stream.read()
-    try:
-        body = json.loads(content)
-        if body["version"] != 1:
-            raise ValueError(f"version {body['version']!r}")
-        return Suppression(str(body["salt"]), frozenset(map(str, body["hashes"])))
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: damaged suppression list ({error}); restore it before anything is ingested") from error
+    if found.type is not pafs.FileType.File:
+        raise _LISTS.refusal(path, "not a file")
+    body = _LISTS.read_found(filesystem, found, path)
+    if wrong := _what_is_wrong(body):
+        raise _LISTS.refusal(path, wrong)
+    return Suppression(body["salt"], frozenset(body["hashes"]))
+
+
+def _what_is_wrong(body: Any) -> str | None:
+    """Why a list is not one of ours, or None: what is not a salt or a hash would suppress nobody, and nobody would notice."""
+    if not isinstance(body, dict):
+        return "not an object"
+    if body.get("version") != 1:
+        return f"version {body.get('version')!r}"
+    salt, hashes = body.get("salt"), body.get("hashes")
+    if not (isinstance(salt, str) and salt):
+        return "no salt"
+    if not isinstance(hashes, list):
+        return "hashes: not a list"
+    if not all(isinstance(one, str) and _HASH.fullmatch(one) for one in hashes):
+        return "hashes: not each the hex of a sha256"
+    return None
 
 
 def suppress(lake: Lake, user_ids: Iterable[str]) -> int:

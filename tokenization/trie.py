@@ -5,7 +5,6 @@ e + 1 and no pointers are stored. The edges of node v are ``offsets[v] … offse
 number j (the j-th code) holds the items ``item_offsets[j] … item_offsets[j + 1]``. 10 million items take about 260 MB.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from schemas.errors import BadInput
+from schemas.json_files import parse_json
 from schemas.lake import write_atomically
 from tokenization.trie_build import trie_arrays
 from tokenization.vectors import BadVectors
@@ -230,7 +230,7 @@ def _memory_map(path: Path) -> dict[str, Any]:
         if not 2 <= length <= min(_MAX_HEADER_BYTES, total - 8):
             raise foreign
         try:
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length))
             entries = {name: header[name] for name in _ARRAYS}
             arrays = {name: _map_one(path, entry, 8 + length, total, _ARRAYS[name]) for name, entry in entries.items()}
         except (ValueError, KeyError, TypeError) as error:

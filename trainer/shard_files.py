@@ -6,72 +6,21 @@ one line that names the file.
 
 import datetime as dt
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.errors import BadInput
 from schemas.registry import file_sha256
+from schemas.shard_manifest import MASK_FORMAT, DayManifest, FileEntry, Manifest, MaskManifest, inside_store, read_manifest
 from schemas.shards import SHARD_FORMAT, SHARD_VERSION
 
-MAX_MANIFEST_BYTES = 64 * 2**20
-MASK_FORMAT = "onerec-shard-targets"
 READABLE_VERSIONS = (SHARD_VERSION,)
 """The current version and, once there is one, the previous."""
-AGAIN = "write it again with `onerec shards`"
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True)
-
-
-class FileEntry(_Entry):
-    """A file as a manifest names it."""
-
-    path: str
-    bytes: int = Field(ge=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-class DataEntry(FileEntry):
-    """A data file of a day."""
-
-    user_bucket: int = Field(ge=0)
-
-
-class MaskEntry(FileEntry):
-    """A target mask over one data file."""
-
-    user_bucket: int = Field(ge=0)
-    data_sha256: str
-
-
-class DayManifest(_Entry):
-    """``manifest.json`` of a day; what the reader needs of it."""
-
-    format: str
-    version: int
-    date: str
-    codebook_version: str
-    codebook_sizes: list[int]
-    files: list[DataEntry]
-    items: FileEntry
-    tokens: FileEntry
-    lifelong: dict[str, FileEntry]
-
-
-class MaskManifest(_Entry):
-    """``targets-*.json`` of a day."""
-
-    format: str
-    version: int
-    targets: str
-    files: list[MaskEntry]
+AGAIN = DayManifest.again
 
 
 @dataclass(frozen=True)
@@ -206,22 +155,13 @@ def one_codebook(days: Sequence[DayShards], wanted: str | None, root: Path) -> t
     return version, days[-1].codebook_sizes
 
 
-_Manifest = TypeVar("_Manifest", bound=_Entry)
+_Manifest = TypeVar("_Manifest", bound=Manifest)
 
 
 def _manifest(path: Path, kind: type[_Manifest], missing: str) -> _Manifest:
     if not path.is_file():
         raise BadInput(f"{path}: no such manifest; {missing}")
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise BadInput(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes; not one of ours")
-    try:
-        return kind.model_validate(json.loads(path.read_bytes()))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"{path}: {name or 'content'}: {first['msg']} (altered or foreign); {AGAIN}") from error
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not JSON (truncated or foreign); {AGAIN}") from error
+    return read_manifest(path, kind)
 
 
 def _check(path: Path, found: str, expected: str, version: int) -> None:
@@ -232,9 +172,7 @@ def _check(path: Path, found: str, expected: str, version: int) -> None:
 
 
 def _placed(entry: FileEntry, folder: Path, root: Path) -> ShardFile:
-    path = folder / entry.path
-    if entry.path.startswith("/") or not path.resolve().is_relative_to(root.resolve()):
-        raise BadInput(f"{folder}: the manifest names {entry.path!r}, which lies outside {root}; not one of ours")
+    path = inside_store(root, folder / entry.path)
     if not path.is_file():
         raise BadInput(f"{path}: missing, though its manifest names it; {AGAIN}")
     if path.stat().st_size != entry.bytes:

@@ -49,9 +49,10 @@ def test_a_damaged_file_is_named(registry, damage):
 
 
 @pytest.mark.parametrize("damaged", ["a.safetensors", "codebook.json"])
-def test_what_was_damaged_is_mended_by_publishing_it_again(registry, damaged):
+@pytest.mark.parametrize("content", [b"{}", b"[" * 100_000], ids=["empty", "deep"])
+def test_what_was_damaged_is_mended_by_publishing_it_again(registry, damaged, content):
     artefact = registry.publish("codebook", {"sizes": [4]}, {"a.safetensors": b"abc"})
-    (artefact.folder / damaged).write_bytes(b"{}")
+    (artefact.folder / damaged).write_bytes(content)
     again = registry.publish("codebook", {"sizes": [4]}, {"a.safetensors": b"abc"})
     assert again == artefact
     assert again.file("a.safetensors").read_bytes() == b"abc"
@@ -81,10 +82,14 @@ def test_an_altered_or_foreign_manifest_is_named(registry):
     artefact = registry.publish("codebook", {"sizes": [4]}, {"a": b"abc"})
     manifest = artefact.folder / "codebook.json"
     body = json.loads(manifest.read_text())
-    for text in ("{", "[]", json.dumps({"hello": 1}), json.dumps(body | {"metadata": {"sizes": [5]}})):
+    foreign = ("{", "[]", '"x"', "[" * 100_000, "9" * 5000, json.dumps({"hello": 1}))
+    for text in (*foreign, json.dumps(body | {"metadata": {"sizes": [5]}})):
         manifest.write_text(text)
         with pytest.raises(BadInput, match=r"codebook\.json"):
             registry.load("codebook")
+    manifest.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadInput, match=r"codebook\.json: not a manifest of ours"):
+        registry.load("codebook")
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'{"a": 1}', b"0123456789ab", b"../../elsewhere"])

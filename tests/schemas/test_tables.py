@@ -7,7 +7,7 @@ import pytest
 from deltalake import write_deltalake
 from deltalake.exceptions import DeltaError
 
-from schemas.tables import DAILY_SAMPLES, EVENTS, TABLES, column_doc
+from schemas.tables import DAILY_SAMPLES, EVENTS, FEEDBACK, POSITIVE_BIT, TABLES, column_doc
 from tests.lake_rows import user_bucket, utc, write_rows
 
 EVENT = {
@@ -32,6 +32,21 @@ def test_a_declaration_is_consistent(table):
     assert set(table.partition_by) <= names
     assert all(column_doc(column) for column in table.schema), "every column says what it means"
     assert all(not table.schema.field(name).nullable for name in table.key)
+
+
+def test_the_bits_of_feedback_are_those_that_every_lake_holds():
+    bits = {name: 1 << bit for bit, name in enumerate(FEEDBACK)} | {"positive": 1 << POSITIVE_BIT}
+    assert bits == {
+        "click": 1,
+        "like": 2,
+        "follow": 4,
+        "comment": 8,
+        "forward": 16,
+        "dislike": 32,
+        "profile_enter": 64,
+        "long_view": 128,
+        "positive": 256,
+    }
 
 
 def test_a_lake_holds_every_table_as_declared(make_lake):

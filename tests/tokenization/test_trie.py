@@ -117,7 +117,7 @@ def test_codes_of_more_than_63_bits_and_of_any_integers_make_the_same_trie():
     assert wide.item_rows.tolist() == sorted(range(300), key=lambda row: (*codes[row], ranks[row], keys[row]))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "altered", "missing", "lying header"])
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "altered", "missing", "lying header", "deep header"])
 def test_a_damaged_file_is_named_in_one_line(tmp_path, damage):
     path = tmp_path / "trie.safetensors"
     TokenTrie.build(np.random.default_rng(0).integers(0, 9, (50, 3))).save(path)
@@ -131,6 +131,8 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, damage):
         path.write_bytes(content[: 8 + length] + bytes(len(content) - 8 - length))
     elif damage == "lying header":
         path.write_bytes((2**63 - 1).to_bytes(8, "little") + content[8:])
+    elif damage == "deep header":
+        path.write_bytes((60_000).to_bytes(8, "little") + b"[" * 60_000)
     else:
         path.unlink()
     with pytest.raises(BadInput, match=r"trie\.safetensors: "):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from schemas.shard_manifest import MASK_FORMAT
 from schemas.shards import ITEM_TABLE, LIFELONG, SHARD_FORMAT, SHARD_VERSION, TARGET_MASK, TOKEN_TABLE, USER_DAY, stable_key
 from schemas.tables import POSITIVE_BIT
 
@@ -98,6 +99,9 @@ def write_day(
     """A day's data files and manifest; returns the manifest."""
     folder = shards / f"date={date}"
     files = []
+    requests = [request for day in user_days for request in day.requests]
+    events = [event for request in requests for event in request.events]
+    targets = sum(event.get("target", True) for event in events)
     for bucket in range(buckets):
         mine = [day for day in user_days if stable_key(day.user_id) % buckets == bucket]
         rows = [_record(day) for day in sorted(mine, key=lambda day: day.user_id)]
@@ -111,7 +115,13 @@ def write_day(
         "user_buckets": buckets,
         "codebook_version": codebook_version,
         "codebook_sizes": list(sizes),
-        "counts": {"users": len(user_days)},
+        "counts": {
+            "users": len(user_days),
+            "requests": len(requests),
+            "events": len(events),
+            "targets": targets,
+            "targets_without_tokens": 0,
+        },
         "files": files,
         "items": items,
         "tokens": tokens,
@@ -138,7 +148,9 @@ def write_mask(shards: Path, date: dt.date, manifest: Mapping[str, Any], user_da
         ]
         entry = _write(folder, f"targets-rsft-bucket={data['user_bucket']:05d}", rows, TARGET_MASK)
         files.append({**entry, "user_bucket": data["user_bucket"], "data_sha256": data["sha256"]})
-    body = {"format": "onerec-shard-targets", "version": 1, "targets": "rsft", "unit": "session", "counts": {}, "files": files}
+    kept = [bool(keep(event)) for day in user_days for request in day.requests for event in request.events]
+    counts = {"targets": sum(kept), "dropped": len(kept) - sum(kept)}
+    body = {"format": MASK_FORMAT, "version": 1, "targets": "rsft", "unit": "session", "counts": counts, "files": files}
     (folder / "targets-rsft.json").write_text(json.dumps(body))
 
 

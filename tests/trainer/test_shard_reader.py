@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +301,8 @@ class TestRefusals:
             ({"version": 2}, "shard version 2"),
             ({"date": "2026-01-02"}, "is of 2026-01-02"),
             ({"codebook_sizes": ["8"]}, "codebook_sizes"),
+            ({"lifelong": {"first": {}}}, r"lifelong\.first"),
+            ({"lifelong": [7]}, "lifelong: Input should be a valid dictionary"),
             ({"codebook_sizes": [2, 8, 8]}, "outside the codebook"),
         ],
     )
@@ -308,10 +311,23 @@ class TestRefusals:
         with pytest.raises(BadInput, match=complaint):
             reader(fresh)
 
-    @pytest.mark.parametrize("path", ["../../../../etc/passwd", "/etc/passwd", "../date=9/x.arrow/../../.."])
+    @pytest.mark.parametrize("path", ["../../../../etc/passwd", "/etc/passwd", "../date=9/x.arrow/../../..", "..", "\0"])
     def test_no_path_leaves_the_root(self, fresh, folder, path):
         self.edit(folder, files=[self.entry(folder) | {"path": path}])
-        with pytest.raises(BadInput, match=r"outside|missing"):
+        with pytest.raises(BadInput, match="lies outside"):
+            reader(fresh)
+
+    @pytest.mark.parametrize("path", ["../elsewhere/tokens.arrow", "/etc/passwd", "items/../../x"])
+    def test_no_path_of_a_shared_file_leaves_the_root(self, fresh, folder, path):
+        self.edit(folder, tokens=self.entry(folder) | {"path": path})
+        with pytest.raises(BadInput, match=r"tokens\.path: .* lies outside the store"):
+            reader(fresh)
+
+    def test_links_that_lead_to_one_another(self, fresh, folder):
+        (folder / "a.arrow").symlink_to("b.arrow")
+        (folder / "b.arrow").symlink_to("a.arrow")
+        self.edit(folder, files=[self.entry(folder) | {"path": "a.arrow"}])
+        with pytest.raises(BadInput, match=r"a\.arrow: (lies outside|missing)"):
             reader(fresh)
 
     def test_a_link_out_of_the_root(self, fresh, folder, tmp_path_factory):
@@ -346,14 +362,15 @@ class TestRefusals:
 
         content = b"not an arrow file, whatever its manifest says"
         (folder / "x.arrow").write_bytes(content)
-        entry = {"path": "x.arrow", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "user_bucket": 0}
-        self.edit(folder, files=[entry])
+        file = {"path": "x.arrow", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "user_bucket": 0}
+        self.edit(folder, files=[self.entry(folder) | file])
         with pytest.raises(BadInput, match="not an Arrow file"):
             reader(fresh)
 
     def test_a_file_of_other_columns(self, fresh, folder):
-        manifest = json.loads((folder / "manifest.json").read_text())
-        self.edit(folder, files=[manifest["tokens"] | {"path": f"../{manifest['tokens']['path']}", "user_bucket": 0}])
+        tokens = json.loads((folder / "manifest.json").read_text())["tokens"]
+        shutil.copy(fresh.shards / tokens["path"], folder / "tokens.arrow")
+        self.edit(folder, files=[self.entry(folder) | tokens | {"path": "tokens.arrow"}])
         with pytest.raises(BadInput, match="column user_id is missing"):
             reader(fresh)
 
