@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from feature_jobs.stale import UNFINISHED, Marks, read_stale
 from schemas.config import RetentionSection
 from schemas.errors import BadInput
 from schemas.lake import Lake
+from schemas.lake_folders import CHECKPOINT_KEPT_HOURS, WORK_KEPT_HOURS, is_idle
 from schemas.tables import TABLES, USER_STATE
 
 _BUILT_FROM_STATE = {"samples", "pathways"}
@@ -38,7 +40,8 @@ def states_for_stale_days(marks: Marks) -> set[dt.date]:
 
 def vacuum_lake(lake: Lake, *, dry_run: bool) -> dict[str, Any]:
     """Apply the retention: old ``user_state`` days, then what is older than ``retention.file_hours`` and needed by nobody:
-    files that no version names (of old versions, of runs that were killed) and what runs were killed while they prepared."""
+    files that no version names (of old versions, of runs that were killed), what runs were killed while they prepared, and what
+    killed runs worked with (``_abandoned``)."""
     state = lake.open_table(USER_STATE)
     partitions = pa.table(state.get_add_actions(flatten=True))
     days = (
@@ -57,10 +60,11 @@ def vacuum_lake(lake: Lake, *, dry_run: bool) -> dict[str, Any]:
         table.name: len(lake.open_table(table).vacuum(hours, dry_run=dry_run, enforce_retention_duration=False, full=True))
         for table in TABLES.values()
     }
-    leftovers = _leftovers(lake, dt.datetime.now(dt.UTC) - dt.timedelta(hours=hours))
+    leftovers = _leftovers(lake, dt.datetime.now(dt.UTC) - dt.timedelta(hours=hours)) + _abandoned(lake, hours)
     if not dry_run:
         for filesystem, info in leftovers:
-            (filesystem.delete_dir if info.type is pafs.FileType.Directory else filesystem.delete_file)(info.path)
+            with suppress(FileNotFoundError):  # others clean, too
+                (filesystem.delete_dir if info.type is pafs.FileType.Directory else filesystem.delete_file)(info.path)
     return {
         "step": "lake vacuum",
         "dry_run": dry_run,
@@ -74,16 +78,30 @@ def vacuum_lake(lake: Lake, *, dry_run: bool) -> dict[str, Any]:
 def _leftovers(lake: Lake, before: dt.datetime) -> list[tuple[pafs.FileSystem, pafs.FileInfo]]:
     """What killed runs left beside the tables, untouched since ``before``: folders that were being prepared, temporary files."""
     found = []
-    for folder in ("", "cache", "registry", "shards", "training"):
+    for folder in ("", "work", "cache", "registry", "shards", "training"):
         filesystem, root = lake.filesystem(*filter(None, [folder]))
-        infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=folder != "", allow_not_found=True))
+        deep = folder not in ("", "work")
+        infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=deep, allow_not_found=True))
         tops = [info for info in infos if _is_temporary(info.base_name)]
         for top in tops:
             if any(top.path.startswith(f"{outer.path}/") for outer in tops):
                 continue  # goes with it
             within = [info for info in infos if info.path.startswith(f"{top.path}/") and info.type is pafs.FileType.File]
-            if all(info.mtime < before for info in within or [top]):
+            if all(info.mtime is not None and info.mtime < before for info in within or [top]):
                 found.append((filesystem, top))
+    return found
+
+
+def _abandoned(lake: Lake, hours: float) -> list[tuple[pafs.FileSystem, pafs.FileInfo]]:
+    """Folders of ``work`` and ``checkpoints`` into which nothing was written for so many hours, and for the least of their kind:
+    a run of days uses its work folder. Without its checkpoint ``train-fusion`` begins anew, and ends in the same model."""
+    found = []
+    for folder, least in (("work", WORK_KEPT_HOURS), ("checkpoints", CHECKPOINT_KEPT_HOURS)):
+        filesystem, root = lake.filesystem(folder)
+        for info in filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True)):
+            ours = info.type is pafs.FileType.Directory and not _is_temporary(info.base_name)
+            if ours and is_idle(filesystem, info, max(hours, least)):
+                found.append((filesystem, info))
     return found
 
 

@@ -39,11 +39,12 @@ class Previous:
     """The codebook before, for a training of the same sizes.
 
     ``codebooks``: its layers in the space of the new vectors, to start from, or None where the spaces have too little in common:
-    then tokens are only matched. ``told``: what the new codebook's metadata say of it.
+    then tokens are only matched. ``metadata``: what the new codebook's say of it, its ``version``, ``rotation_error`` and
+    ``rotation_loss`` (None where nothing was turned).
     """
 
     codebooks: list[FloatArray] | None
-    told: dict[str, Any]
+    metadata: dict[str, Any]
 
     def save(self, work: WorkFolder) -> None:
         """For the worker that trains."""
@@ -51,10 +52,10 @@ class Previous:
         work.write_arrays(_FILE, layers)
 
     @classmethod
-    def load(cls, work: WorkFolder, told: dict[str, Any]) -> "Previous":
+    def load(cls, work: WorkFolder, metadata: dict[str, Any]) -> "Previous":
         """Of ``save``."""
         layers = work.read_arrays(_FILE)
-        return cls([layers[f"layer_{number}"] for number in range(len(layers))] or None, told)
+        return cls([layers[f"layer_{number}"] for number in range(len(layers))] or None, metadata)
 
 
 def find_previous(
@@ -74,12 +75,12 @@ def find_previous(
     codebook = load_codebook(registry, version)
     if tuple(codebook.sizes) != tuple(section.sizes):
         return None
-    told = {"version": version, "rotation_error": None, "rotation_loss": None}
+    metadata = {"version": version, "rotation_error": None, "rotation_loss": None}
     if section.start == "scratch":
-        return Previous(None, told)
+        return Previous(None, metadata)
     if codebook.metadata.get("fusion_version") == fusion_version:
-        return Previous(codebook.codebooks if codebook.dim == dim else None, told)
-    return _turned(connection, codebook, fusion_version, dim, section, told)
+        return Previous(codebook.codebooks if codebook.dim == dim else None, metadata)
+    return _turned(connection, codebook, fusion_version, dim, section, metadata)
 
 
 def _turned(
@@ -88,11 +89,11 @@ def _turned(
     fusion_version: str,
     dim: int,
     section: CodebookSection,
-    told: dict[str, Any],
+    metadata: dict[str, Any],
 ) -> Previous:
     of_before = codebook.metadata.get("fusion_version")
     if codebook.dim != dim or not of_before:
-        return Previous(None, told)
+        return Previous(None, metadata)
     fused = "SELECT item_id, content_hash, vector FROM vectors WHERE kind = 'fused' AND source ="
     old, new = f"{fused} {quoted(of_before)}", f"{fused} {quoted(fusion_version)}"
     both = connection.sql(
@@ -100,13 +101,13 @@ def _turned(
         f"ORDER BY md5(item_id) LIMIT {ROTATION_ROWS}"
     ).to_arrow_table()
     if both.num_rows < dim:
-        return Previous(None, told)
+        return Previous(None, metadata)
     before, after = vector_matrix(both["before"]), vector_matrix(both["after"])
     turn = rotation(before, after)
     turned = turn(codebook.codebooks)
     loss = _error(after, turned) / max(_error(before, codebook.codebooks), _TINY) - 1
-    told = told | {"rotation_error": turn.error, "rotation_loss": loss}
-    return Previous(turned if loss <= section.max_rotation_loss else None, told)
+    metadata = metadata | {"rotation_error": turn.error, "rotation_loss": loss}
+    return Previous(turned if loss <= section.max_rotation_loss else None, metadata)
 
 
 def _error(vectors: FloatArray, codebooks: Sequence[FloatArray]) -> float:
@@ -148,17 +149,17 @@ def train_from(
     _fitted(model, source, callback, known)
     if start is None:
         _match(model, codes, known)
-    told = previous.told | {
-        "start": "matched" if start is None else "previous" if previous.told["rotation_error"] is None else "rotated",
+    refresh = previous.metadata | {
+        "start": "matched" if start is None else "previous" if previous.metadata["rotation_error"] is None else "rotated",
         "share_of_the_way": model.refresh_.share if model.refresh_ else None,
         "churn": churn(codes[known], model.codes_[known]),
         "churn_cold": None,
     }
     if section.report_cold_churn:
         cold = model if start is None else _match(_fitted(new_model(section), source, callback), codes, known)
-        told["churn_cold"] = churn(codes[known], cold.codes_[known])
-        told["inertia_cold"] = cold.inertia_[-1]
-    return model, {"warm_started_from": previous.told["version"] if start else None, "refresh": told}
+        refresh["churn_cold"] = churn(codes[known], cold.codes_[known])
+        refresh["inertia_cold"] = cold.inertia_[-1]
+    return model, {"warm_started_from": previous.metadata["version"] if start else None, "refresh": refresh}
 
 
 def _fitted(

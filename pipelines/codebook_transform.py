@@ -27,29 +27,29 @@ class TrainCodebook(beam.DoFn):
     """Trains on a part (vector, category, tokens), publishes and writes the version to the file PUBLISHED; safe to try twice,
     since versions are content hashes.
 
-    An element is the JSON of ``training`` and ``pairs`` (parts), ``section`` (configuration), ``metadata``, ``previous`` (what
-    is told of the codebook before, which lies in the work folder, or null) and ``progress_bar``, whether to draw one.
+    An element is the JSON of ``training`` and ``pairs`` (parts), ``section`` (configuration), ``metadata``, ``previous`` (the
+    metadata of ``Previous``, whose codebooks lie in the work folder, or null) and ``progress_bar``, whether to draw one.
     """
 
     def __init__(self, registry: Path, work: WorkFolder) -> None:
         self._registry = registry
         self._work = work
 
-    def process(self, task: str) -> None:
+    def process(self, element: str) -> None:
         """Train one codebook."""
-        told = json.loads(task)
-        section = CodebookSection.model_validate(told["section"])
-        rows = read_part(told["training"])
+        task = json.loads(element)
+        section = CodebookSection.model_validate(task["section"])
+        rows = read_part(task["training"])
         vectors = vector_matrix(rows["vector"])
-        previous = Previous.load(self._work, told["previous"]) if told["previous"] else None
+        previous = Previous.load(self._work, task["previous"]) if task["previous"] else None
         steps = section.iterations, len(section.sizes), section.refinements
-        with warnings.catch_warnings(), progress_bar(*steps, enabled=told["progress_bar"]) as bar:
+        with warnings.catch_warnings(), progress_bar(*steps, enabled=task["progress_bar"]) as bar:
             # Of tokens that stay empty: the metrics count them, and the gate judges.
             warnings.simplefilter("ignore", ConvergenceWarning)
             published = published_codes(rows["tokens"], len(section.sizes))
             source = vectors_of(ArrayRows(vectors), max(section.sizes), section.backend)
             model, refresh = train_from(section, source, previous, published, bar)
-        pairs = read_part(told["pairs"])
+        pairs = read_part(task["pairs"])
         metrics = codebook_metrics(
             model.codes_,
             section.sizes,
@@ -58,5 +58,5 @@ class TrainCodebook(beam.DoFn):
             labels=rows["category"].to_pylist(),
             pairs=np.stack([pairs["a"].to_numpy(), pairs["b"].to_numpy()], axis=1),
         )
-        artefact = publish_codebook(Registry(self._registry), model, told["metadata"] | {"metrics": metrics} | refresh)
+        artefact = publish_codebook(Registry(self._registry), model, task["metadata"] | {"metrics": metrics} | refresh)
         self._work.write_bytes(PUBLISHED, artefact.version.encode())

@@ -47,58 +47,58 @@ class SumPart(beam.DoFn):
         self._work = work
         self._arrays: tuple[str, dict[str, npt.NDArray[Any]]] | None = None
 
-    def process(self, element: str, arrays: str) -> Iterator[Any]:
+    def process(self, element: str, address: str) -> Iterator[Any]:
         """Read a part and sum it."""
-        part, told = json.loads(element), self._read(arrays)
+        part, arrays = json.loads(element), self._read(address)
         vectors = vector_matrix(read_part(part["uri"])["vector"], self._job.dim)
-        result = getattr(self, f"_{self._job.operation}")(part, vectors, told)
+        result = getattr(self, f"_{self._job.operation}")(part, vectors, arrays)
         if result is not None:
             yield result
 
-    def _read(self, uri: str) -> dict[str, npt.NDArray[Any]]:
-        if self._arrays is None or self._arrays[0] != uri:
-            self._arrays = uri, self._work.read_arrays(uri)
+    def _read(self, address: str) -> dict[str, npt.NDArray[Any]]:
+        if self._arrays is None or self._arrays[0] != address:
+            self._arrays = address, self._work.read_arrays(address)
         return self._arrays[1]
 
-    def _residuals(self, part: dict[str, Any], vectors: FloatArray, told: dict[str, Any]) -> LocalSource:
+    def _residuals(self, part: dict[str, Any], vectors: FloatArray, arrays: dict[str, Any]) -> LocalSource:
         job, first = self._job, part["first_row"]
         codes = np.empty((len(vectors), 0), np.uint16)
         if job.codes:
             width = 2 * job.layers
             values = self._work.read_bytes(job.codes, first * width, len(vectors) * width)
             codes = np.frombuffer(values, np.uint16).reshape(-1, job.layers)
-        return self._vectors(first, vectors).residuals(_layers(told, "codebook"), codes)
+        return self._vectors(first, vectors).residuals(_layers(arrays, "codebook"), codes)
 
     def _vectors(self, first_row: int, vectors: FloatArray) -> LocalVectors:
         return LocalVectors(ArrayRows(vectors), self._job.backend, None, first_row, self._job.rows)
 
-    def _extent(self, part: dict[str, Any], vectors: FloatArray, told: dict[str, Any]) -> Extent:
-        return self._residuals(part, vectors, told).extent()
+    def _extent(self, part: dict[str, Any], vectors: FloatArray, arrays: dict[str, Any]) -> Extent:
+        return self._residuals(part, vectors, arrays).extent()
 
-    def _step(self, part: dict[str, Any], vectors: FloatArray, told: dict[str, Any]) -> Any:
-        source = self._residuals(part, vectors, told)
+    def _step(self, part: dict[str, Any], vectors: FloatArray, arrays: dict[str, Any]) -> Any:
+        source = self._residuals(part, vectors, arrays)
         if self._job.last:
             source.last.labels = self._work.read_arrays(f"{self._job.last}/{_name(part)}")["values"]
-        sums = source.step(_unit(source, told), told["centroids"], told.get("neighbours"))
+        sums = source.step(_unit(source, arrays), arrays["centroids"], arrays.get("neighbours"))
         if self._job.output:
             self._put(part, source.last.labels)
         return sums
 
-    def _assign(self, part: dict[str, Any], vectors: FloatArray, told: dict[str, Any]) -> Any:
-        sums, labels = self._residuals(part, vectors, told).assign(told["centroids"])
+    def _assign(self, part: dict[str, Any], vectors: FloatArray, arrays: dict[str, Any]) -> Any:
+        sums, labels = self._residuals(part, vectors, arrays).assign(arrays["centroids"])
         self._put(part, labels)
         return sums
 
-    def _encode(self, part: dict[str, Any], vectors: FloatArray, told: dict[str, Any]) -> Any:
+    def _encode(self, part: dict[str, Any], vectors: FloatArray, arrays: dict[str, Any]) -> Any:
         source = self._vectors(part["first_row"], vectors)
-        sums, codes = source.encode(_unit(source, told), _layers(told, "codebook"), _layers(told, "charge") or None)
+        sums, codes = source.encode(_unit(source, arrays), _layers(arrays, "codebook"), _layers(arrays, "charge") or None)
         self._put(part, codes)
         return sums
 
-    def _take(self, part: dict[str, Any], vectors: FloatArray, told: dict[str, Any]) -> None:
+    def _take(self, part: dict[str, Any], vectors: FloatArray, arrays: dict[str, Any]) -> None:
         first = part["first_row"]
-        low, high = np.searchsorted(told["wanted"], [first, first + len(vectors)])
-        self._put(part, vectors[told["wanted"][low:high] - first])
+        low, high = np.searchsorted(arrays["wanted"], [first, first + len(vectors)])
+        self._put(part, vectors[arrays["wanted"][low:high] - first])
 
     def _put(self, part: dict[str, Any], values: npt.NDArray[Any]) -> None:
         self._work.write_arrays(f"{self._job.output}/{_name(part)}", {"values": values})
@@ -150,10 +150,10 @@ def _name(part: dict[str, Any]) -> str:
     return part_file("", part["first_row"])[1:]
 
 
-def _layers(told: dict[str, npt.NDArray[Any]], name: str) -> list[npt.NDArray[Any]]:
+def _layers(arrays: dict[str, npt.NDArray[Any]], name: str) -> list[npt.NDArray[Any]]:
     """The arrays of that name, by layer."""
-    return [told[f"{name}_{layer}"] for layer in range(sum(one.startswith(f"{name}_") for one in told))]
+    return [arrays[f"{name}_{layer}"] for layer in range(sum(one.startswith(f"{name}_") for one in arrays))]
 
 
-def _unit(rows: Any, told: dict[str, npt.NDArray[Any]]) -> ScaledRows:
-    return ScaledRows(rows, float(told["scale"]), told["shift"])
+def _unit(rows: Any, arrays: dict[str, npt.NDArray[Any]]) -> ScaledRows:
+    return ScaledRows(rows, float(arrays["scale"]), arrays["shift"])

@@ -2,6 +2,9 @@
 
 Every sum is one Beam job (``pipelines.exact_sums``); between two of them the driver moves the centroids. It holds codes
 (two bytes an item and layer) and labels, never vectors but those it asks for: a seeding sample, rows to repair with.
+
+What a job reads or writes in the work folder goes once nobody reads it any more, and never before the job is done: a bundle may
+be tried again as long. So beside the vectors there are, at most, the codes of the layers before, and the labels of two steps.
 """
 
 import json
@@ -31,7 +34,7 @@ FANOUT = 8
 class PartedVectors:
     """Vectors (n, dim) of parts (column ``vector``), in order, that hold ``part_rows`` rows each, and the last one the rest.
 
-    ``open_job`` gives a Beam pipeline that runs when its ``with`` block ends.
+    ``open_job`` gives a Beam pipeline that runs when its ``with`` block ends. ``latest``: the residuals asked for last, or none.
     """
 
     work: WorkFolder
@@ -41,14 +44,18 @@ class PartedVectors:
     dim: int
     open_job: Callable[[], Any]
     backend: Backend = "auto"
+    latest: list["PartedResiduals"] = field(default_factory=list)
 
     def extent(self) -> Extent:
         """Of all vectors."""
-        return self.residuals((), np.empty((self.n, 0), np.uint16)).extent()
+        return PartedResiduals(self, (), np.empty((self.n, 0), np.uint16)).extent()
 
     def residuals(self, codebooks: Sequence[FloatArray], codes: Codes) -> "PartedResiduals":
-        """What the first layers left."""
-        return PartedResiduals(self, tuple(codebooks), codes[:, : len(codebooks)])
+        """What the first layers left. Layers are trained one after the other: residuals asked for before cannot be used again."""
+        for one in self.latest:
+            one.remove_files()
+        self.latest[:] = [PartedResiduals(self, tuple(codebooks), codes[:, : len(codebooks)])]
+        return self.latest[0]
 
     def encode(
         self, unit: ScaledRows, codebooks: Sequence[FloatArray], charges: Charges | None = None
@@ -57,8 +64,7 @@ class PartedVectors:
         output = self.work.fresh("codes")
         charged = {f"charge_{layer}": charge for layer, charge in enumerate(charges or ())}
         arrays = self.run(self.job("encode", output=output), _named(codebooks) | charged | _unit(unit))
-        codes = self.by_row(output)
-        return CodedSums.from_arrays(arrays), codes.astype(np.uint16)
+        return CodedSums.from_arrays(arrays), self.collected(output).astype(np.uint16)
 
     def block(self, start: int, stop: int) -> FloatArray:
         """Rows ``start`` to ``stop``, read by the driver."""
@@ -77,7 +83,7 @@ class PartedVectors:
         output = self.work.fresh("rows")
         numbers = np.unique(wanted // self.part_rows).tolist()
         self.run(self.job("take", output=output), {"wanted": wanted}, numbers)
-        taken: FloatArray = self.by_row(output, numbers)[place]
+        taken: FloatArray = self.collected(output, numbers)[place]
         return taken
 
     def job(self, operation: str, **more: Any) -> Job:
@@ -90,29 +96,34 @@ class PartedVectors:
         """Run a job over the parts (or those of some ``numbers``); returns the arrays of the merged sums, if it sums."""
         import apache_beam as beam
 
-        side, result = self.work.fresh("told"), self.work.fresh("sums")
-        self.work.write_arrays(side, arrays)
+        address, result = self.work.fresh("arrays"), self.work.fresh("sums")
+        self.work.write_arrays(address, arrays)
         chosen = range(len(self.parts)) if numbers is None else numbers
         elements = [json.dumps({"uri": self.parts[one], "first_row": one * self.part_rows}) for one in chosen]
         with self.open_job() as pipeline:
-            told = beam.pvalue.AsSingleton(pipeline | "told" >> beam.Create([side]))
+            side_input = beam.pvalue.AsSingleton(pipeline | "arrays" >> beam.Create([address]))
             sums = (
                 pipeline
                 | "parts" >> beam.Create(elements)
                 | "spread" >> beam.Reshuffle()
-                | "sum" >> beam.ParDo(SumPart(job, self.work), told)
+                | "sum" >> beam.ParDo(SumPart(job, self.work), side_input)
             )
             if job.operation != "take":
                 merge = beam.CombineGlobally(MergeSums()).without_defaults()
                 merged = sums | "merge" >> (merge.with_fanout(FANOUT) if len(elements) > FANOUT**2 else merge)
                 merged | "write" >> beam.ParDo(WriteSums(self.work, result))
-        return self.work.read_arrays(result) if job.operation != "take" else {}
+        found = self.work.read_arrays(result) if job.operation != "take" else {}
+        self.work.remove(address)
+        self.work.remove(result)
+        return found
 
-    def by_row(self, folder: str, numbers: Sequence[int] | None = None) -> npt.NDArray[Any]:
-        """What the parts wrote by row, in order."""
+    def collected(self, folder: str, numbers: Sequence[int] | None = None) -> npt.NDArray[Any]:
+        """What the parts of a job that is done wrote by row, in order; their folder is removed."""
         chosen = range(len(self.parts)) if numbers is None else numbers
         files = [part_file(folder, one * self.part_rows) for one in chosen]
-        return np.concatenate([self.work.read_arrays(file)["values"] for file in files])
+        found = np.concatenate([self.work.read_arrays(file)["values"] for file in files])
+        self.work.remove(folder)
+        return found
 
 
 @dataclass(frozen=True)
@@ -155,21 +166,32 @@ class PartedResiduals:
 
     def step(self, unit: ScaledRows, centroids: FloatArray, neighbours: npt.NDArray[np.int32] | None = None) -> ClusterSums:
         """Of all rows, in scaled units."""
-        told = _named(self.codebooks) | _unit(unit) | {"centroids": centroids}
+        arrays = _named(self.codebooks) | _unit(unit) | {"centroids": centroids}
         last = None
         if neighbours is not None:
-            told["neighbours"], last = neighbours, self.last[-1]
+            arrays["neighbours"], last = neighbours, self.last[-1]
         output = self.vectors.work.fresh("labels") if worth_it(len(centroids), self.n) else None
-        sums = self.vectors.run(self._job("step", last=last, output=output), told)
+        sums = self.vectors.run(self._job("step", last=last, output=output), arrays)
+        self._remove_last()
         self.last[:] = [output] if output else []
         return ClusterSums.from_arrays(sums)
 
     def assign(self, centroids: FloatArray) -> tuple[ClusterSums, npt.NDArray[np.int32]]:
         """Of all rows, in their own units; and their labels."""
         output = self.vectors.work.fresh("labels")
-        told = _named(self.codebooks) | {"centroids": centroids}
-        sums = ClusterSums.from_arrays(self.vectors.run(self._job("assign", output=output), told))
-        return sums, self.vectors.by_row(output)
+        arrays = _named(self.codebooks) | {"centroids": centroids}
+        sums = ClusterSums.from_arrays(self.vectors.run(self._job("assign", output=output), arrays))
+        return sums, self.vectors.collected(output)
+
+    def remove_files(self) -> None:
+        """Remove what the workers read of these residuals, which are used no more."""
+        self._remove_last()
+        self.vectors.work.remove(self.folder)
+
+    def _remove_last(self) -> None:
+        for folder in self.last:
+            self.vectors.work.remove(folder)
+        self.last.clear()
 
     def _job(self, operation: str, **more: Any) -> Job:
         codes = self._codes_file() if self.codebooks else None

@@ -21,7 +21,6 @@ import pyarrow as pa
 from pipelines import versions
 from pipelines.contents import create_contents, end_of
 from pipelines.fused_inputs import quoted
-from pipelines.pairs import latest_pairs, pair_rows
 from pipelines.runner import LOCAL, open_pipeline
 from pipelines.work import WorkFolder, count, query_engine, work_folder
 from schemas.config import CodebookSection
@@ -30,6 +29,7 @@ from schemas.lake import Lake
 from schemas.registry import Registry
 from schemas.runs import StepRun, TableCounts, step_run
 from schemas.tables import CO_INTERACTION, ITEM_TOKENS, ITEM_VECTORS, ITEMS
+from tokenization.pairs import latest_pairs, pair_rows
 from tokenization.sampling import stratified_sample
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def run(
         # By its version: another run may have moved ``latest`` on meanwhile.
         artefact = registry.load("codebook", published)
         if not reused:
-            progress(f"train-codebook: {_told(artefact.metadata['refresh'])}")
+            progress(f"train-codebook: {_in_words(artefact.metadata['refresh'])}")
         step.extra |= {
             "codebook_version": artefact.version,
             "fusion_version": version,
@@ -144,7 +144,7 @@ def _train_on_sample(
         "pairs": work.write_part("pairs", pa.table({"a": pairs[:, 0], "b": pairs[:, 1]})),
         "section": section.model_dump(mode="json"),
         "metadata": metadata,
-        "previous": previous.told if previous else None,
+        "previous": previous.metadata if previous else None,
         "progress_bar": runner == LOCAL and sys.stderr.isatty(),
     }
     with open_pipeline(runner, options) as pipeline:
@@ -168,7 +168,7 @@ def _tokens(
     connection.register("named", rows.select(["item_id", "content_hash"]))
     known = (
         f"SELECT item_id, content_hash, min(tokens[1:{layers}]) AS tokens FROM item_tokens "
-        f"WHERE codebook_version = {quoted(previous.told['version'])} AND len(tokens) >= {layers} GROUP BY ALL"
+        f"WHERE codebook_version = {quoted(previous.metadata['version'])} AND len(tokens) >= {layers} GROUP BY ALL"
     )
     found = f"SELECT tokens FROM named LEFT JOIN ({known}) USING (item_id, content_hash) ORDER BY item_id"
     return connection.sql(found).to_arrow_table()["tokens"]
@@ -195,7 +195,7 @@ def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _told(refresh: dict[str, Any] | None) -> str:
+def _in_words(refresh: dict[str, Any] | None) -> str:
     """What became of unchanged items' codes, in words."""
     if refresh is None:
         return "trained from scratch; no codebook of these sizes before it"

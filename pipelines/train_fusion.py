@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from pipelines.contents import create_contents, end_of
 from pipelines.fused_inputs import create_inputs, input_rows
-from pipelines.pairs import latest_pairs, pair_rows
 from pipelines.versions import fusion_version
 from pipelines.work import execute, query_engine
 from schemas.config import FusionSection
@@ -31,6 +30,7 @@ from tokenization.encoders import KINDS, Kind, encoder_set
 from tokenization.fusion_model import FUSION_FILE, FusionModel, FusionShape, fusion_bytes, load_fusion
 from tokenization.fusion_training import FusionData, pair_recall, split_pairs, train_fusion
 from tokenization.modalities import by_kind, presence
+from tokenization.pairs import latest_pairs, pair_rows
 
 STEP = "train-fusion"
 RECALL_AT = 50
@@ -41,7 +41,8 @@ def run(
 ) -> dict[str, Any]:
     """Train on the items as they are at the end of ``date`` and the pairs of the latest window that ends by then.
 
-    ``progress`` hears (steps done, steps, loss). Returns the step's report. Raises BadInput without vectors or pairs.
+    ``progress`` hears (steps done, steps, loss). Returns the step's report. Raises BadInput without vectors or pairs, and where
+    training diverges (then nothing is published).
     """
     section = lake.config.fusion
     registry = Registry.of(lake)
@@ -122,8 +123,7 @@ def _rows(lake: Lake, step: StepRun, date: dt.date | None) -> tuple[dict[Kind, s
     configured = encoder_set(lake.config.embed)
     with query_engine() as connection:
         create_contents(connection, lake.dataset(ITEMS, step.reads(lake, ITEMS)), end_of(date, lake.config))
-        version = step.reads(lake, ITEM_VECTORS)
-        usable = create_inputs(connection, lake.dataset(ITEM_VECTORS, version), configured, lake.config.embed)
+        usable = create_inputs(connection, lake, step.reads(lake, ITEM_VECTORS), configured)
         if not usable:
             names = ", ".join(configured.values())
             raise BadInput(

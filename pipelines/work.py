@@ -7,11 +7,11 @@ killed worker left of one is never read. Nothing of it is part of a table before
 point leaves the tables as they were.
 """
 
-import datetime as dt
 import io
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import duckdb
@@ -23,9 +23,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from schemas.lake import Lake, filesystem_of
+from schemas.lake_folders import WORK_KEPT_HOURS, remove_folder, remove_unused
 
 PART_ROWS = 2048
-ABANDONED_AFTER = dt.timedelta(days=2)
 _UNFINISHED = "."
 """What names of files begin with that a dataset of a folder leaves out."""
 
@@ -82,6 +82,13 @@ class WorkFolder:
             found: bytes = file.read_at(file.size() if size is None else size, start)
         return found
 
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all that is in it, which nobody reads any more; it may be gone already."""
+        filesystem, path = filesystem_of(f"{self.uri}/{name}")
+        folder = filesystem.get_file_info(path).type is pafs.FileType.Directory
+        with suppress(FileNotFoundError):
+            (filesystem.delete_dir if folder else filesystem.delete_file)(path)
+
     def parts(self, stage: str, schema: pa.Schema) -> pads.Dataset:
         """All whole parts of a stage as one dataset; an empty one if none was written."""
         filesystem, folder = filesystem_of(f"{self.uri}/{stage}")
@@ -94,24 +101,18 @@ class WorkFolder:
 def work_folder(lake: Lake, step: str) -> Iterator[WorkFolder]:
     """A fresh folder ``work/<step>-…`` in the lake, removed at the end whatever happened.
 
-    Those that killed runs of the step left behind are removed once they are ABANDONED_AFTER old.
+    Those that killed runs of the step left behind are removed once nothing was written into them for WORK_KEPT_HOURS.
     """
-    _remove_abandoned(lake, step)
-    work = WorkFolder(lake.uri("work", f"{step}-{uuid.uuid4().hex[:12]}"))
-    filesystem, path = filesystem_of(work.uri)
-    filesystem.create_dir(path, recursive=True)
-    try:
-        yield work
-    finally:
-        filesystem.delete_dir(path)
-
-
-def _remove_abandoned(lake: Lake, step: str) -> None:
     filesystem, folder = lake.filesystem("work")
-    for info in filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True)):
-        old = info.mtime is not None and dt.datetime.now(dt.UTC) - info.mtime > ABANDONED_AFTER
-        if info.type is pafs.FileType.Directory and info.base_name.startswith(f"{step}-") and old:
-            filesystem.delete_dir(info.path)
+    # What was half removed goes, too, of whichever step.
+    names = re.compile(rf"{re.escape(step)}-[0-9a-f]{{12}}|\.staging-[0-9a-f]{{32}}")
+    remove_unused(filesystem, folder, names, WORK_KEPT_HOURS)
+    name = f"{step}-{uuid.uuid4().hex[:12]}"
+    filesystem.create_dir(f"{folder}/{name}", recursive=True)
+    try:
+        yield WorkFolder(lake.uri("work", name))
+    finally:
+        remove_folder(filesystem, f"{folder}/{name}")
 
 
 def as_declared(batches: pa.RecordBatchReader, schema: pa.Schema) -> pa.RecordBatchReader:

@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -11,14 +12,17 @@ from deltalake import CommitProperties
 
 from feature_jobs.samples_notes import samples_note
 from feature_jobs.stale import UNFINISHED, mark_stale
+from onerec import lake_care
 from onerec.command_line import run
 from onerec.lake_care import states_for_stale_days, user_state_days_to_drop, vacuum_lake
 from onerec.lake_view import costs, day_status
 from schemas.config import RetentionSection
 from schemas.errors import GateFailed
 from schemas.lake import write_atomically
+from schemas.lake_folders import CHECKPOINT_KEPT_HOURS, WORK_KEPT_HOURS
 from schemas.runs import TableCounts, step_run
 from schemas.tables import DAILY_SAMPLES, EVENTS, USER_STATE
+from tests.aged_folders import aged_folder
 from tests.lake_rows import write_rows
 
 DAY = dt.date(2026, 1, 4)
@@ -108,6 +112,51 @@ def test_vacuum_removes_files_that_nobody_needs_once_they_are_old(make_lake):
     assert [path for path in young if not path.exists()] == []
     assert lake.read(USER_STATE)["date"].to_pylist() == [dt.date(2026, 1, 6)]
     assert lake.read(USER_STATE, version=version).num_rows == 2, "who reads the version before still can, for a day"
+
+
+def test_vacuum_removes_what_killed_runs_worked_with_but_neither_a_live_runs_folder_nor_a_checkpoint_of_this_week(make_lake):
+    lake = make_lake(retention={"file_hours": 1})
+    work, checkpoints = Path(lake.root, "work"), Path(lake.root, "checkpoints")
+    old = [
+        aged_folder(work / "embed-1", WORK_KEPT_HOURS + 1, "known/a.parquet"),
+        aged_folder(work / "no-step-of-ours", WORK_KEPT_HOURS + 1),
+        aged_folder(work / ".staging-1", 2, "fused/a.parquet"),
+        aged_folder(checkpoints / "fusion-1-scratch", CHECKPOINT_KEPT_HOURS + 1, "checkpoint.safetensors"),
+    ]
+    young = [
+        aged_folder(work / "embed-2", WORK_KEPT_HOURS - 1, "known/a.parquet"),
+        aged_folder(work / "embed-3", WORK_KEPT_HOURS + 1, "known/a.parquet", "outcomes/a.parquet"),
+        aged_folder(checkpoints / "fusion-2-scratch", CHECKPOINT_KEPT_HOURS - 1, "checkpoint.safetensors"),
+    ]
+    aged(young[1] / "outcomes" / "b.parquet", 0)
+    assert vacuum_lake(lake, dry_run=True)["leftovers"] == len(old)
+    assert all(path.exists() for path in (*old, *young))
+    assert vacuum_lake(lake, dry_run=False)["leftovers"] == len(old)
+    assert [path.exists() for path in old] == [False] * len(old)
+    assert [path.exists() for path in young] == [True] * len(young)
+
+
+def test_vacuum_keeps_them_as_long_as_the_retention_says(make_lake):
+    lake = make_lake(retention={"file_hours": 1000})
+    folders = [aged_folder(Path(lake.root, name), 999, "file") for name in ("work/embed-1", "checkpoints/fusion-1-scratch")]
+    assert vacuum_lake(lake, dry_run=False)["leftovers"] == 0
+    assert all(folder.exists() for folder in folders)
+
+
+def test_two_that_clean_at_once_are_no_error(make_lake, monkeypatch):
+    lake = make_lake(retention={"file_hours": 1})
+    for number in range(2):
+        aged_folder(Path(lake.root, "work", f"embed-{number}"), WORK_KEPT_HOURS + 1, "file")
+    found = lake_care._abandoned
+
+    def removed_meanwhile(*how):
+        folders = found(*how)
+        shutil.rmtree(Path(lake.root, "work", "embed-0"))
+        return folders
+
+    monkeypatch.setattr(lake_care, "_abandoned", removed_meanwhile)
+    vacuum_lake(lake, dry_run=False)
+    assert list(Path(lake.root, "work").iterdir()) == []
 
 
 def test_status_tells_done_failed_stale_missing_and_late(make_lake):

@@ -83,24 +83,54 @@ def test_empty_clusters_are_repaired_alike(tmp_path: Path) -> None:
         assert [len(np.unique(layer)) for layer in found.codes_.T] == [len(book) for book in found.codebooks_]
 
 
+@pytest.fixture
+def few_neighbours(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Parameters of a small model whose steps look at neighbours, and so leave labels to each other."""
+    monkeypatch.setattr(neighbours, "WORTH_IT", 32)
+    monkeypatch.setattr(neighbours, "NEIGHBOURS", 4)
+    return {"codebook_size": 40, "iterations": 3, "tolerance": 0.0}
+
+
 @pytest.mark.slow
-def test_a_bundle_that_fails_and_is_tried_again_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_that_fails_and_is_tried_again_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_neighbours: dict[str, Any]
+) -> None:
+    """Each part of each job fails once: what it reads is still there then, the labels of the step before, too."""
     whole, failed = exact_sums.SumPart.process, set()
 
-    def failing(self: Any, element: str, arrays: str) -> Any:
-        found = list(whole(self, element, arrays))  # its files are written
-        if (self._job.operation, element) not in failed:
-            failed.add((self._job.operation, element))
+    def failing(self: Any, element: str, address: str) -> Any:
+        found = list(whole(self, element, address))  # its files are written
+        if (self._job, element) not in failed:
+            failed.add((self._job, element))
             raise RuntimeError("this worker was lost")
         yield from found
 
-    monkeypatch.setattr(exact_sums.SumPart, "process", failing)
-    vectors = matrix("normal", 150, DIM, 5)
-    few = {"n_layers": 1, "codebook_size": 5}
-    found = model(**few).fit_source(parted(tmp_path, vectors, 60, RETRYING))
-    monkeypatch.undo()
-    same(found, model(**few).fit(vectors))
-    assert {operation for operation, _ in failed} >= {"extent", "step", "assign", "take"}
+    vectors = matrix("normal", 400, DIM, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(exact_sums.SumPart, "process", failing)
+        found = model(**few_neighbours).fit_source(parted(tmp_path, vectors, 160, RETRYING))
+    same(found, model(**few_neighbours).fit(vectors))
+    assert {job.operation for job, _ in failed} == {"extent", "step", "assign", "take", "encode"}
+    assert any(job.last for job, _ in failed), "some steps look at neighbours"
+
+
+@pytest.mark.slow
+def test_what_jobs_leave_in_the_work_folder_goes_when_nobody_reads_it_any_more(
+    tmp_path: Path, few_neighbours: dict[str, Any]
+) -> None:
+    heard: list[tuple[int, list[str]]] = []
+
+    def look(done: Any) -> None:
+        files = [path.relative_to(tmp_path).parts for path in tmp_path.rglob("*") if path.is_file()]
+        kinds = {"labels" if parts[0] == "labels" else parts[-1] for parts in files if parts[0] != "vectors"}
+        heard.append((done.layer, sorted(kinds)))
+        assert len({parts[1] for parts in files if parts[0] == "labels"}) == 1, "those of one step"
+        assert sum(parts[-1] == "codes" for parts in files) <= 1, "those of one layer"
+
+    model(**few_neighbours, n_layers=3).fit_source(parted(tmp_path, matrix("normal", 400, DIM, 9), 160), callback=look)
+    layers = [one for one in heard if one[0]]
+    assert layers == [(1, ["labels"])] * 3 + [(layer, ["codes", "labels"]) for layer in (2, 2, 2, 3, 3, 3)]
+    assert {tuple(kinds) for layer, kinds in heard if not layer} == {("codes", "labels")}
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """The work folder: parts of bounded size, gone at the end whatever happened."""
 
 import os
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,14 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pipelines.pairs import pair_rows
-from pipelines.runner import open_pipeline
 from pipelines.work import read_part, work_folder
-from schemas.errors import BadInput
 from schemas.lake import Lake
+from schemas.lake_folders import WORK_KEPT_HOURS
+from tests.aged_folders import aged_folder
 
 NUMBERS = pa.schema([("n", pa.int64())])
 
@@ -67,34 +66,40 @@ def test_the_folder_is_removed_also_after_an_error(make_lake: Callable[..., Lake
     assert list(Path(lake.root, "work").iterdir()) == []
 
 
-def test_what_a_killed_run_left_goes_when_it_is_old(make_lake: Callable[..., Lake]) -> None:
+def test_what_a_killed_run_left_goes_when_nothing_was_written_there_for_long(make_lake: Callable[..., Lake]) -> None:
     lake = make_lake()
-    folders = [Path(lake.root, "work", name) for name in ("test-old", "test-new", "other-old")]
-    for folder in folders:
-        folder.mkdir(parents=True)
-        (folder / "part.parquet").touch()
-        if folder.name.endswith("old"):
-            os.utime(folder, (0, 0))
+    root, number = Path(lake.root, "work"), "0123456789ab"
+    names = (f"test-{number}", f".staging-{'0' * 32}")
+    old = [aged_folder(root / name, WORK_KEPT_HOURS + 1, "fused/a.parquet") for name in names]
+    young = [
+        aged_folder(root / f"test-{number[::-1]}", WORK_KEPT_HOURS - 1, "fused/a.parquet"),
+        aged_folder(root / f"test-{'0' * 12}", WORK_KEPT_HOURS + 1, "fused/a.parquet"),
+        aged_folder(root / f"other-{number}", WORK_KEPT_HOURS + 1, "fused/a.parquet"),
+        aged_folder(root / f"test-more-{number}", WORK_KEPT_HOURS + 1, "fused/a.parquet"),
+    ]
+    (young[1] / "fused" / "b.parquet").touch()  # of a run of days: the folder of its stage is there since it began
+    moment = time.time() - 3600 * (WORK_KEPT_HOURS + 1)
+    for folder in (young[1], young[1] / "fused"):
+        os.utime(folder, (moment, moment))
     with work_folder(lake, "test"):
-        assert [folder.exists() for folder in folders] == [False, True, True]
+        assert [folder.exists() for folder in old] == [False, False]
+        assert [folder.exists() for folder in young] == [True, True, True, True]
 
 
-@pytest.mark.parametrize("option", ["--job_endpoint=x", "Bad=1", "a b=c", "=x"])
-def test_an_option_that_is_none(option: str) -> None:
-    with pytest.raises(BadInput, match="write name=value"):
-        open_pipeline("local", [option])
+def test_a_folder_that_was_removed_meanwhile_is_no_error_at_the_end(make_lake: Callable[..., Lake]) -> None:
+    lake = make_lake()
+    with work_folder(lake, "test") as work:
+        shutil.rmtree(work.uri)
+    assert list(Path(lake.root, "work").iterdir()) == []
 
 
-def test_a_runner_that_is_none() -> None:
-    with pytest.raises(BadInput, match=r"--runner 'no\.such\.Runner'"):
-        open_pipeline("no.such.Runner")
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd"))))
-def test_pairs_as_rows(pairs: list[tuple[str, str]]) -> None:
-    ids = ["c", "a", "b"]
-    table = pa.table(
-        {"item_a": pa.array([a for a, _ in pairs], pa.string()), "item_b": pa.array([b for _, b in pairs], pa.string())}
-    )
-    expected = sorted({tuple(sorted((ids.index(a), ids.index(b)))) for a, b in pairs if a != b and "d" not in (a, b)})
-    assert [tuple(pair) for pair in pair_rows(table, pa.array(ids)).tolist()] == expected
+def test_what_nobody_reads_any_more_can_be_removed(make_lake: Callable[..., Lake]) -> None:
+    with work_folder(make_lake(), "test") as work:
+        work.write_bytes("codes/a", b"x")
+        work.write_bytes("codes/b", b"x")
+        work.remove("codes/a")
+        assert work.read_bytes("codes/b") == b"x"
+        for _ in range(2):
+            work.remove("codes")
+            work.remove("codes/b")
+        assert list(Path(work.uri).iterdir()) == []
