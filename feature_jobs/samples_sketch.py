@@ -50,7 +50,3 @@ class PartedSketch:
         part = keys & (PARTS - 1)
         for number, sketch in enumerate(self.parts):
             sketch.add(keys[part == number])
-
-    def distinct(self) -> int:
-        """Distinct keys ever added: exact while every part holds fewer than its share, else an estimate."""
-        return sum(sketch.distinct() for sketch in self.parts)

@@ -9,6 +9,7 @@ Everything random in a step is a function of (seed, step), so a run resumed from
 never interrupted.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from schemas.config import FusionSection
+from schemas.errors import BadInput
 from tokenization.fusion_model import FusionModel, FusionShape
 from tokenization.threads import torch_threads
 
@@ -58,7 +60,8 @@ def train_fusion(
 
     ``start``: a model of the same shape whose weights to begin with, in place of random ones; it is left as it is.
     With ``checkpoints`` (a folder that belongs to this data and configuration alone) the state is kept every
-    CHECKPOINT_STEPS steps and taken up again from there. ``progress`` hears (steps done, loss).
+    CHECKPOINT_STEPS steps and taken up again from there. ``progress`` hears (steps done, loss). Raises BadInput at the first
+    loss that is not finite, and where the weights end so: the model would be one of NaN.
     """
     small = section.batch_size * section.dim <= SMALL_STEP
     with torch_threads(1 if small else None):
@@ -99,15 +102,26 @@ def _train(
             if has_text.any():
                 cosine = F.cosine_similarity(model.predict_text(fused_UD[has_text]), vectors["text"][rows][has_text], dim=-1)
                 loss = loss + section.text_loss_weight * (1 - cosine).mean()
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise _diverged(f"its loss is {losses[-1]} at step {step + 1} of {section.steps}", section)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss.detach()))
         if checkpoints and (step + 1) % CHECKPOINT_STEPS == 0:
             _save(checkpoints, model, optimizer, step + 1)
         if progress:
             progress(step + 1, losses[-1])
+    if not all(bool(torch.isfinite(weights).all()) for weights in model.parameters()):  # no loss has seen the last step
+        raise _diverged(f"its weights are not finite after step {section.steps}", section)
     return model.eval(), losses
+
+
+def _diverged(found: str, section: FusionSection) -> BadInput:
+    return BadInput(
+        f"the training of the fusion model diverged: {found}; lower fusion.learning_rate ({section.learning_rate:g}) or raise "
+        f"fusion.temperature ({section.temperature:g}), or, where it began with a damaged model, set fusion.start: scratch"
+    )
 
 
 def split_pairs(pairs: np.ndarray, item_ids: list[str], share: float = HELD_OUT_SHARE) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +142,8 @@ def pair_recall(vectors: np.ndarray, training: np.ndarray, held_out: np.ndarray,
     """Share of held-out pairs (both directions) whose other item is among the k nearest by inner product.
 
     The item itself and its training partners are left out of the ranking, ties count against. ``vectors`` is float32
-    (N, D), unit or zero rows; an item without a vector is never found. None without held-out pairs.
+    (N, D), unit or zero rows; an item without a vector, or at a similarity that is no number, is never found. None without
+    held-out pairs.
     """
     if not len(held_out):
         return None
@@ -148,7 +163,8 @@ def pair_recall(vectors: np.ndarray, training: np.ndarray, held_out: np.ndarray,
             scores[row, [item, *partners.get(item, [])]] = -np.inf
         scores[np.arange(len(asked)), wanted] = -np.inf
         better = (scores >= own[:, None]).sum(axis=1)
-        hits += int(((better < k) & has_vector[asked] & has_vector[wanted]).sum())
+        # Nothing compares with NaN as better or worse, so a pair at such a similarity would be the nearest of all.
+        hits += int(((better < k) & np.isfinite(own) & has_vector[asked] & has_vector[wanted]).sum())
     return hits / len(questions)
 
 

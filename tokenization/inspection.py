@@ -1,5 +1,6 @@
 """Looks into a codebook: examples by prefix, churn between versions, the gate, figures for pages (used by the demo too)."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,9 +81,9 @@ def centroid_shift(before: Sequence[FloatArray], after: Sequence[FloatArray]) ->
 
 def category_mix(labels: Sequence[str | None], most: int = 5) -> list[dict[str, Any]]:
     """The most frequent labels with count and share; ties by name; None is "unknown"."""
-    names, counts = np.unique(np.array([label or "unknown" for label in labels], dtype=str), return_counts=True)
-    order = np.lexsort((names, -counts))[:most]
-    return [{"category": str(names[row]), "items": int(counts[row]), "share": float(counts[row] / len(labels))} for row in order]
+    counts = Counter(str(label or "unknown") for label in labels)
+    first = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:most]
+    return [{"category": name, "items": count, "share": count / len(labels)} for name, count in first]
 
 
 def gate_checks(metrics: Mapping[str, Any], min_utilization: float, min_entropy_ratio: float) -> list[dict[str, Any]]:

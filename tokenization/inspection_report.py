@@ -3,15 +3,15 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from jinja2 import Environment
 
-MAX_PICTURE_BYTES = 16 * 2**20
-MAX_PICTURE_PIXELS = 32_000_000
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+from tokenization.encoders.base import MediaLimits, Unreadable
+from tokenization.encoders.media import decode_picture, read_media
+
+LIMITS = MediaLimits(max_bytes=16 * 2**20, max_pixels=32_000_000, max_seconds=0)
+"""A larger picture is left out."""
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Codebook {{ version }}</title>
@@ -104,26 +104,21 @@ def report_page(
     return page
 
 
-def thumbnail(uri: str | None, pixels: int = 160) -> str | None:
-    """A small JPEG data URI of a local picture; None if there is none, it is too large, or no picture of a known format."""
+def thumbnail(uri: str | None, pixels: int = 160, limits: MediaLimits = LIMITS) -> str | None:
+    """A JPEG data URI, at most ``pixels`` wide and high, of the picture at a media address (``encoders.media``).
+
+    None without an address, and where the picture cannot be read or is larger than ``limits`` allow.
+    """
     if not uri:
         return None
-    parsed = urlparse(uri)
-    if parsed.scheme not in ("", "file"):
-        return None
-    path = Path(unquote(parsed.path) if parsed.scheme else uri)
-    if not path.is_file() or path.stat().st_size > MAX_PICTURE_BYTES:
-        return None
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(path, formats=_FORMATS) as picture:
-            if picture.width * picture.height > MAX_PICTURE_PIXELS:
-                return None
-            small = picture.convert("RGB")
-            small.thumbnail((pixels, pixels))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError):
+        picture = decode_picture(read_media(uri, limits), limits)
+    except Unreadable:
         return None
+    from PIL import Image
+
+    small = Image.fromarray(picture)
+    small.thumbnail((pixels, pixels))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=82)
     return data_uri(buffer.getvalue(), "image/jpeg")

@@ -13,6 +13,7 @@ import pyarrow.dataset as pads
 from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.tables import CO_INTERACTION, ITEM_TOKENS, ITEMS
+from tokenization.pairs import latest_pairs, pair_rows
 
 FACTS = ["item_id", "valid_from", "author_id", "category", "tags", "title", "caption", "cover_uri", "deleted"]
 
@@ -106,20 +107,12 @@ def categories_of(lake: Lake, items: TokenisedItems) -> npt.NDArray[Any]:
 
 
 def co_watched_rows(lake: Lake, items: TokenisedItems) -> npt.NDArray[np.int64] | None:
-    """Rows (m, 2) of the co-watched pairs in the newest co-interaction window, each pair once; None if there is none.
+    """Rows (m, 2) of the co-watched pairs (``tokenization.pairs``) in the newest window, each pair once; None if there is none.
 
-    Swing pairs; pairs with an item that has no tokens are left out.
+    Pairs with an item that has no tokens are left out.
     """
-    swing = pads.field("kind") == "swing"
-    dates = lake.read(CO_INTERACTION, columns=["date"], filter=swing)["date"]
-    if not len(dates):
-        return None
-    pairs = lake.read(CO_INTERACTION, columns=["item_a", "item_b"], filter=swing & (pads.field("date") == pc.max(dates)))
-    sides = [
-        pc.fill_null(pc.index_in(pairs[name].combine_chunks(), items.item_ids), -1).to_numpy() for name in ("item_a", "item_b")
-    ]
-    rows = np.sort(np.stack(sides, axis=1).astype(np.int64), axis=1)
-    return np.unique(rows[(rows >= 0).all(axis=1)], axis=0).reshape(-1, 2)
+    day, pairs = latest_pairs(lake, lake.table_version(CO_INTERACTION), None)
+    return None if day is None else pair_rows(pairs, items.item_ids)
 
 
 def search_items(facts: pa.Table, text: str) -> pa.Table:

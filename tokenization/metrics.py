@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tokenization.labels import label_numbers
 from tokenization.residual import check_codes
 from tokenization.vectors import ArrayRows, BadVectors, as_matrix, blocks, to_float32
 
@@ -195,9 +196,7 @@ def _label_keys(labels: Any, count: int) -> tuple[Keys, npt.NDArray[np.bool_]]:
     if values.shape != (count,):
         raise BadVectors(f"labels: found shape {values.shape}; needs one for each of the {count} codes")
     known = np.array([value is not None and value != "" for value in values], bool)
-    texts = np.array([str(value) if ok else "" for value, ok in zip(values, known, strict=True)])
-    _, keys = np.unique(texts, return_inverse=True)
-    return keys.astype(np.int64), known
+    return label_numbers([str(value) if ok else "" for value, ok in zip(values, known, strict=True)]), known
 
 
 def _checked_pairs(pairs: Any, count: int) -> npt.NDArray[np.int64]:

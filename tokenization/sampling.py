@@ -5,18 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from schemas.shards import stable_key
+from tokenization.labels import label_numbers
 
 
 def stratified_sample(item_ids: Sequence[str], strata: Sequence[str | None], size: int, seed: int) -> np.ndarray:
     """int64, ascending: row numbers of at most ``size`` items, each stratum in proportion (largest remainder).
 
     Inside a stratum the items with the smallest hash of (seed, item id) are taken, so that a catalogue that grows keeps
-    most of its sample. An unknown stratum (None) is one of its own.
+    most of its sample. Items of an unknown stratum (None or "") are one of their own.
     """
     if len(item_ids) <= size:
         return np.arange(len(item_ids), dtype=np.int64)
-    names = np.array(["\0" if stratum is None else stratum for stratum in strata])
-    _, groups = np.unique(names, return_inverse=True)
+    groups = label_numbers([stratum or "" for stratum in strata])
     counts = np.bincount(groups)
     exact = counts * size / len(item_ids)
     taken = np.floor(exact).astype(np.int64)

@@ -1,12 +1,10 @@
 """Figures behind the report and the demo's closing table, read from a lake; no drawing here."""
 
-import base64
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 import duckdb
 import pyarrow as pa
@@ -26,9 +24,9 @@ from schemas.tables import (
     PATHWAY_SHORT,
     Table,
 )
+from tokenization.inspection_report import thumbnail
 
 STAGES = ("pretrain", "rsft", "reward", "rl")
-MAX_THUMBNAIL_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -170,20 +168,9 @@ def describe_items(lake: Lake, item_ids: Iterable[str]) -> dict[str, Item]:
     ).to_pylist()
     newest = {row["item_id"]: row for row in sorted(rows, key=lambda row: row["valid_from"])}
     return {
-        item_id: Item(item_id, row["title"] or item_id, row["category"] or "", _cover(row["cover_uri"]))
+        item_id: Item(item_id, row["title"] or item_id, row["category"] or "", thumbnail(row["cover_uri"]))
         for item_id, row in newest.items()
     }
-
-
-def _cover(uri: str | None) -> str | None:
-    """A small local picture as a data URI; None for one that is absent, remote or large."""
-    if uri is None or urlparse(uri).scheme not in ("", "file"):
-        return None
-    path = Path(unquote(urlparse(uri).path))
-    kind = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}.get(path.suffix.lower())
-    if kind is None or not path.is_file() or path.stat().st_size > MAX_THUMBNAIL_BYTES:
-        return None
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def summary_figures(root: Path) -> list[tuple[str, str]]:

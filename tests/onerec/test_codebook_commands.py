@@ -47,7 +47,7 @@ class Small:
                 "tags": ["Läufer", "x"] if number == 7 else None,
                 "title": f"Clip <{number}>",
                 "caption": "A RARE caption" if number == 9 else None,
-                "cover_uri": str(root / "cover.png"),
+                "cover_uri": f"file://{root}/cover.png",
                 "deleted": number == 3,
             }
             for number, (item, topic) in enumerate(zip(IDS, topics, strict=True))

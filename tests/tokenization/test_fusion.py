@@ -1,6 +1,7 @@
 """The fusion model: masked attention, exact artefacts, training that resumes, and retrieval better than any one modality."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 
-from schemas.config import FusionSection
+from schemas.config import Config, FusionSection, parse_config
 from schemas.errors import BadInput
 from schemas.registry import Registry
 from tokenization import fusion_training
@@ -145,6 +147,48 @@ class TestPairs:
             better = sum(vectors[a] @ vectors[i] >= vectors[a] @ vectors[b] for i in rivals)
             hits += bool(vectors[a].any() and vectors[b].any() and better < k)
         assert pair_recall(vectors, training, held, k) == pytest.approx(hits / (2 * len(held)))
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_a_similarity_that_is_no_number_finds_nothing(self, bad: float) -> None:
+        pairs = np.array([(0, 1), (2, 3)])
+        vectors = np.eye(4, dtype=np.float32)
+        vectors[2] = bad
+        with np.errstate(invalid="ignore"):
+            assert pair_recall(vectors, pairs[:0], pairs, 50) == 0.5, "the other pair is found, both ways"
+            assert pair_recall(np.full((4, 4), bad, np.float32), pairs[:0], pairs, 50) == 0
+
+
+class TestDivergence:
+    SECTION = FusionSection(dim=16, queries=2, layers=1, heads=2, steps=3, batch_size=32)
+
+    def trained(self, section: FusionSection, **more: Any) -> None:
+        data, _ = correlated_items(48)
+        dims = {kind: rows.shape[1] for kind, rows in data.vectors.items()}
+        train_fusion(FusionShape(dims, section.dim, section.queries, section.layers, section.heads), data, section, **more)
+
+    @pytest.mark.parametrize("setting", ["temperature", "learning_rate"])
+    @pytest.mark.parametrize("value", ["0", "-0.1"])
+    def test_settings_that_cannot_train_are_refused(self, setting: str, value: str) -> None:
+        with pytest.raises(BadInput, match=rf"--set: fusion\.{setting}: .*greater than 0"):
+            parse_config(Config().to_yaml(), "onerec.yaml", [f"fusion.{setting}={value}"])
+
+    def test_the_first_loss_that_is_not_finite_ends_the_training(self, tmp_path: Path) -> None:
+        heard: list[float] = []
+        without = self.SECTION.model_copy(update={"temperature": 0.0})  # what the configuration refuses
+        with pytest.raises(BadInput, match=r"diverged: its loss is nan at step 1 of 3; lower fusion\.learning_rate"):
+            self.trained(without, checkpoints=tmp_path, progress=lambda _, loss: heard.append(loss))
+        assert heard == []
+        assert not list(tmp_path.iterdir())
+
+    def test_weights_that_the_last_step_spoilt_are_no_model(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fusion_training, "CHECKPOINT_STEPS", 3)
+        self.trained(self.SECTION, checkpoints=tmp_path)
+        [path] = tmp_path.iterdir()
+        tensors = load(path.read_bytes())
+        name = min(one for one in tensors if one.startswith("model."))
+        path.write_bytes(save(tensors | {name: torch.full_like(tensors[name], torch.nan)}, {"step": "3"}))
+        with pytest.raises(BadInput, match="diverged: its weights are not finite after step 3"):
+            self.trained(self.SECTION, checkpoints=tmp_path)
 
 
 class TestVectorMatrix:

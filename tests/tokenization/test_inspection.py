@@ -1,5 +1,6 @@
 """Inspection as a library: examples, churn, gate, figures and the page."""
 
+import base64
 import io
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tokenization import inspection
+from tokenization.encoders import MediaLimits
 from tokenization.inspection_report import report_page, thumbnail
 from tokenization.metrics import codebook_metrics
 from tokenization.vectors import BadVectors
@@ -103,21 +105,41 @@ def test_the_page_holds_everything_itself_and_escapes_what_items_say():
     assert "http" not in page
 
 
-def test_thumbnails_are_small_and_only_of_local_pictures(tmp_path):
-    Image.new("RGB", (900, 600), "red").save(tmp_path / "a b.png")
-    for uri in (str(tmp_path / "a b.png"), (tmp_path / "a b.png").as_uri()):
-        source = thumbnail(uri, pixels=60)
-        assert source.startswith("data:image/jpeg;base64,")
-        assert len(source) < 4000
-    (tmp_path / "text.png").write_text("no picture")
-    for uri in (None, "", str(tmp_path / "missing.png"), str(tmp_path / "text.png"), "https://example.org/a.png", str(tmp_path)):
+@pytest.mark.parametrize("name", ["a.png", "a b.png", "100%25.png", "a#b?c.png"])
+def test_thumbnails_are_small_and_addresses_are_taken_as_they_stand(tmp_path, name):
+    Image.new("RGB", (900, 600), "red").save(tmp_path / name)
+    source = thumbnail(f"file://{tmp_path}/{name}", pixels=60)
+    assert source.startswith("data:image/jpeg;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as small:
+        assert small.size == (60, 40)
+
+
+@pytest.mark.parametrize("content", [b"no picture", b"", b"\x89PNG\r\n\x1a\n" + bytes(40), b"GIF89a" + b"\xff" * 30])
+def test_what_is_no_picture_has_no_thumbnail(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    assert thumbnail(f"file://{tmp_path}/a.png") is None
+
+
+def test_other_addresses_have_none(tmp_path):
+    Image.new("RGB", (9, 6)).save(tmp_path / "a b.png")
+    encoded = (tmp_path / "a b.png").as_uri()
+    for uri in (None, "", encoded, f"file://{tmp_path}/missing.png", f"file://{tmp_path}", "https://example.org/a.png", "a\0b"):
         assert thumbnail(uri) is None
 
 
-def test_a_picture_beyond_the_limits_is_left_out(tmp_path, monkeypatch):
+def test_whatever_a_decoder_raises_is_no_error_of_the_page(tmp_path, monkeypatch):
+    Image.new("RGB", (9, 6)).save(tmp_path / "a.png")
+
+    def fails(*_, **__):
+        raise IndexError("of a decoder that met what it did not expect")
+
+    monkeypatch.setattr(Image, "open", fails)
+    assert thumbnail(f"file://{tmp_path}/a.png") is None
+
+
+def test_a_picture_beyond_the_limits_is_left_out(tmp_path):
     Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
-    monkeypatch.setattr("tokenization.inspection_report.MAX_PICTURE_PIXELS", 9999)
-    assert thumbnail(str(tmp_path / "a.png")) is None
-    monkeypatch.undo()
-    monkeypatch.setattr("tokenization.inspection_report.MAX_PICTURE_BYTES", 10)
-    assert thumbnail(str(tmp_path / "a.png")) is None
+    uri, size = f"file://{tmp_path}/a.png", (tmp_path / "a.png").stat().st_size
+    assert thumbnail(uri, limits=MediaLimits(size, 10_000, 0))
+    assert thumbnail(uri, limits=MediaLimits(size, 9_999, 0)) is None
+    assert thumbnail(uri, limits=MediaLimits(size - 1, 10_000, 0)) is None
