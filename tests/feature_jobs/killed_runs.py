@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,13 @@ def run_killed(arguments: list[str], point: Point) -> None:
         assert run.returncode == -signal.SIGKILL, f"never came to {point}: exit {run.returncode}\n{said[-2000:]}"
 
 
-def run_killed_after(arguments: list[str], seconds: float) -> bool:
-    """Run ``onerec`` and kill it after some seconds; whether it was still running."""
-    run = start(arguments)
+def run_killed_at_work(arguments: list[str], lake: Lake, seconds: float) -> bool:
+    """Run ``onerec`` and kill it so many seconds after it began to write the lake's tables; whether it was still running.
+
+    Fails if it never began."""
+    there, run = table_files(lake), start(arguments)
     try:
+        _wait_for_work(run, lake, there)
         run.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(run.pid, signal.SIGKILL)
@@ -116,13 +119,35 @@ def run_killed_after(arguments: list[str], seconds: float) -> bool:
     return False
 
 
-def seconds_alone(arguments: list[str]) -> float:
-    """How long ``onerec`` takes that is left alone, its Java virtual machine included."""
-    started = time.monotonic()
-    run = start(arguments)
+def seconds_at_work(arguments: list[str], lake: Lake) -> float:
+    """How long ``onerec`` takes that is left alone, from when it begins to write the lake's tables to its end."""
+    there, run = table_files(lake), start(arguments)
+    _wait_for_work(run, lake, there)
+    began = time.monotonic()
     _, said = run.communicate(timeout=SECONDS)
     assert run.returncode == 0, said[-2000:]
-    return time.monotonic() - started
+    return time.monotonic() - began
+
+
+def table_files(lake: Lake) -> set[str]:
+    """Data files below the tables, committed or not, and commits; not of the runs' own records, which come last."""
+    folders = [folder for table in TABLES.values() if table is not PIPELINE_RUNS for folder in os.walk(lake.table_uri(table))]
+    return {f"{folder}/{name}" for folder, _, names in folders for name in names if name.endswith((".parquet", ".json"))}
+
+
+def _wait_for_work(run: "subprocess.Popen[str]", lake: Lake, there: set[str]) -> None:
+    """Wait for a data file or a commit that is not among those that were there. Fails if the run ends without one."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        ended = run.poll() is not None or time.monotonic() > deadline
+        if table_files(lake) - there:
+            return
+        if ended:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+            _, said = run.communicate(timeout=SECONDS)
+            raise AssertionError(f"it wrote nothing below the tables: exit {run.returncode}\n{said[-2000:]}")
+        time.sleep(0.02)
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from tests.feature_jobs.killed_runs import (
     days_of,
     differences,
     run_killed,
-    run_killed_after,
-    seconds_alone,
+    run_killed_at_work,
+    seconds_at_work,
     start,
     torn,
 )
@@ -76,26 +76,30 @@ def test_killed_and_run_again_it_leaves_the_tables_of_a_clean_run(
 def test_killed_at_any_time_and_run_again_it_leaves_the_tables_of_a_clean_run(
     stages: dict[str, Stage], tmp_path: Path, step: str
 ) -> None:
-    """Two runs, one killed in its middle and the next one late, at times that are drawn and printed if the test fails. (A
-    backfill is samples and pathways, of two days.)"""
-    stage = stages[step]
+    """Two runs, one killed in the first half of its work and the next one in the second, counted from its first file below the
+    tables, at times that are drawn and printed if the test fails. (A backfill is samples and pathways, of two days.)"""
+    stage, seed = stages[step], random.randrange(2**32)
     with copied(open_lake(str(stage.before)), tmp_path / "alone") as lake:
-        alone = seconds_alone(stage.of(lake))
-    moments = [alone * random.uniform(0.5, 0.75), alone * random.uniform(0.75, 1)]
+        at_work = seconds_at_work(stage.of(lake), lake)
+    draw = random.Random(seed)
+    moments = [at_work * draw.uniform(0, 0.5), at_work * draw.uniform(0.5, 1)]
+    drawn = f"seed {seed}: alone it worked {at_work:.2f} s, to be killed after {moments}"
     with copied(open_lake(str(stage.before)), tmp_path / "lake") as lake:
-        killed = [run_killed_after(stage.of(lake), moment) for moment in moments]
-        assert any(killed), f"no run of {step} was killed: alone it took {alone:.1f} s, the moments were {moments}"
-        assert run(stage.of(lake)) == 0, f"killed at {moments}: {killed}"
-        assert differences(lake, stage.clean) == [], f"killed at {moments}: {killed}"
+        killed = [run_killed_at_work(stage.of(lake), lake, moment) for moment in moments]
+        assert any(killed), f"no run was killed; {drawn}"
+        assert run(stage.of(lake)) == 0, f"{drawn}: {killed}"
+        assert differences(lake, stage.clean) == [], f"{drawn}: {killed}"
 
 
-@pytest.mark.parametrize("step", ["ingest", "samples", "pathways", "lifelong", "backfill"])
+@pytest.mark.parametrize(
+    "step", ["ingest", "samples", "pathways", "co-interaction", "lifelong", "shards", "mask", "backfill", "forget"]
+)
 def test_two_runs_at_once_leave_the_tables_of_one(stages: dict[str, Stage], tmp_path: Path, step: str) -> None:
     """Whoever comes second either does it all again or says in one line that it did not."""
     stage = stages[step]
     with copied(open_lake(str(stage.before)), tmp_path / "lake") as lake:
         before = days_of(lake)
-        assert any(days != stage.clean[table] for table, days in before.items()), "the step has nothing to do"
+        assert differences(lake, stage.clean), "the step has nothing to do"
         runs = [start(stage.of(lake)) for _ in range(2)]
         ends = [(run.communicate(timeout=SECONDS)[1], run.returncode) for run in runs]
         assert 0 in [code for _, code in ends], ends

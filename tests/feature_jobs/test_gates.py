@@ -9,6 +9,7 @@ import pytest
 from deltalake import CommitProperties, write_deltalake
 
 from feature_jobs.gates import DayFigures, Trailing, check_gate_names, check_gates, trailing_figures
+from feature_jobs.partition_files import PartitionFile, commit_files
 from feature_jobs.samples_labels import check_positive
 from feature_jobs.samples_notes import samples_note
 from schemas.config import GatesSection, PositiveDefinition
@@ -73,6 +74,32 @@ def test_gates_compare_with_the_published_days_before(make_lake: Callable[..., L
     expected = lake.read(DAILY_SAMPLES, filter=pads.field("date") >= DAY - dt.timedelta(days=7))
     assert trailing.null_share["author_id"] == expected["author_id"].null_count / 6
     assert trailing.null_share["user_id"] == 0
+
+
+def test_nulls_of_a_published_day_are_those_of_all_its_row_groups(make_lake: Callable[..., Lake]) -> None:
+    lake = make_lake()
+
+    def publish(age: int, *groups: list[str | None]) -> None:
+        day = DAY - dt.timedelta(days=age)
+        file = PartitionFile(lake, DAILY_SAMPLES, {"date": str(day), "user_bucket": "0"})
+        for number, authors in enumerate(groups):
+            rows = [sample_row(f"{number}-{place}", day) | FLAGS | {"author_id": name} for place, name in enumerate(authors)]
+            file.write(pa.Table.from_pylist(rows, schema=DAILY_SAMPLES.schema))
+        commit_files(lake, DAILY_SAMPLES, [file.close()], pads.field("date") == day)
+
+    publish(7, [None, None, "a", None], ["a", "b", "b", "a"])
+    publish(8, [None] * 100)  # older than the trailing days
+    trailing = trailing_figures(lake, DAY, 7, lake.table_version(DAILY_SAMPLES))
+    assert trailing is not None
+    assert (trailing.days, trailing.rows) == (1, 8.0)
+    assert trailing.null_share["author_id"] == 3 / 8
+    assert (trailing.null_share["user_id"], trailing.null_share["duration_ms"]) == (0, 1)
+    nulls = dict.fromkeys(trailing.null_share, 0) | {"author_id": 7, "duration_ms": 8}
+    more = DayFigures(8, 1, 1, nulls, {"click": 8}, trailing)
+    gates = GatesSection(volume_min_days=1, max_null_rise=0.5)
+    check_gates(more, gates, DAY)
+    with pytest.raises(GateFailed, match=r"rise of the null share of author_id is 0\.5, outside -1 … 0\.49"):
+        check_gates(more, gates.model_copy(update={"max_null_rise": 0.49}), DAY)
 
 
 @pytest.mark.parametrize(

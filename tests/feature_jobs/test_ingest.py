@@ -18,7 +18,7 @@ from schemas.config import Config
 from schemas.errors import BadInput, GateFailed
 from schemas.lake import Lake, open_lake, parse_date
 from schemas.suppression import suppress
-from schemas.tables import EVENTS, ITEMS, QUARANTINE, TABLES, USERS, Table
+from schemas.tables import EVENTS, ITEMS, PIPELINE_RUNS, QUARANTINE, TABLES, USERS, Table
 
 MakeLake = Callable[..., Lake]
 DAY = "2026-01-31"
@@ -160,6 +160,56 @@ def test_a_mended_landing_clears_its_quarantine_and_no_other(spark: Any, make_la
     _run(spark, lake, root)
     assert [str(row["date"]) for row in _rows(lake, QUARANTINE)] == ["2026-01-30"]
     assert [row["impression_id"] for row in _rows(lake, EVENTS)] == ["2026-01-30", "a"], "the landing's rows were replaced"
+
+
+SNAPSHOT = {"user_id": "u", "date": "2026-01-30"}
+GOOD: dict[str, list[dict[str, Any]]] = {
+    "events": [EVENT, EVENT | {"impression_id": "b"}],
+    "items": [ITEM, ITEM | {"item_id": "j"}],
+    "users": [SNAPSHOT, SNAPSHOT | {"user_id": "v"}],
+}
+NEW = {"events": EVENT | {"impression_id": "c"}, "items": ITEM | {"item_id": "k"}, "users": SNAPSHOT | {"user_id": "w"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("table", "identity", "wrong", "reason"),
+    [
+        ("events", "impression_id", {"play_time_ms": -1}, "play_time_ms: negative (found -1)"),
+        ("items", "item_id", {"duration_ms": -1}, "duration_ms: not positive (found -1)"),
+        ("users", "user_id", {"date": "1999-12-31"}, "date: not between the years 2000 and 2100 (found 1999-12-31)"),
+    ],
+)
+def test_a_redelivery_with_too_many_bad_rows_of_one_table_changes_none_but_quarantine(
+    spark: Any, make_lake: MakeLake, tmp_path: Path, table: str, identity: str, wrong: dict[str, Any], reason: str
+) -> None:
+    """Every table would get a new row; one of them has three bad rows beside three good ones."""
+    root, lake = tmp_path / "zone", make_lake(lake={"user_buckets": 2}, ingest={"quarantine_limit": 0.4})
+    bad = [GOOD[table][0] | wrong | {identity: f"bad{number}"} for number in range(4)]
+    published = (EVENTS, ITEMS, USERS)
+
+    def deliver(rows: dict[str, list[dict[str, Any]]]) -> None:
+        for name, of_table in rows.items():
+            _write(root, name, of_table, day=DAY if name == "events" else None)
+
+    def state() -> list[Any]:
+        files = {path for one in published for path in (Path(lake.root) / one.name).rglob("*.parquet")}
+        return [*(_rows(lake, one) for one in published), *(lake.table_version(one) for one in published), files]
+
+    deliver(GOOD | {table: [*GOOD[table], bad[3]]})
+    _run(spark, lake, root)
+    assert [json.loads(row["row_json"]) for row in _rows(lake, QUARANTINE)] == [bad[3]]
+    before = state()
+    deliver({name: [*rows, NEW[name]] for name, rows in GOOD.items()} | {table: [*GOOD[table], NEW[table], *bad[:3]]})
+    with pytest.raises(GateFailed, match=rf"^{table} of \S+, landing day {DAY}: 3 of 6 rows \(50\.0%\) are bad") as refused:
+        _run(spark, lake, root)
+    assert refused.value.exit_code == 3
+    assert state() == before
+    rejected = _rows(lake, QUARANTINE)
+    assert [json.loads(row["row_json"]) for row in rejected] == bad[:3]
+    assert {(row["table_name"], str(row["date"]), *row["reasons"]) for row in rejected} == {(table, DAY, reason)}
+    runs = [row for row in lake.read(PIPELINE_RUNS).to_pylist() if row["attempt"] == 2]
+    assert {(row["table_name"], row["status"], row["rows_out"]) for row in runs} == {(name, "gate", 0) for name in GOOD}
 
 
 @pytest.mark.slow

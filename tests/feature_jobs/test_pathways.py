@@ -141,7 +141,23 @@ def test_history_holds_what_each_landing_brought_and_counts_it(days: Days) -> No
         dropped = {reason: number for reason, number in counts["rows_dropped"].items() if number}
         assert dropped == dict(+expected.late_dropped)
     assert max(Counter(taken_in(days.lake, days.log.days)).values()) == 1, "a behaviour was taken in twice"
+    brought = [entry for day in days.log.days for entries in history(days.lake, day).values() for entry in entries]
+    assert {bit for entry in brought for bit in range(9) if entry["feedback"] >> bit & 1} == set(range(9))
     assert sum(report[1]["late_events"] for report in days.reports.values()) > 20, "the log has hardly any late events"
+
+
+def test_samples_of_unknown_items_and_users_without_a_snapshot_are_counted(days: Days) -> None:
+    unknown, bare = Counter[dt.date](), Counter[dt.date]()
+    for day, expected in days.expected.items():
+        for sample in expected.samples:
+            versions = [item["valid_from"] for item in days.log.items if item["item_id"] == sample["item_id"]]
+            unknown[day] += not any(valid_from < sample["request_ts"] for valid_from in versions)
+        bare[day] = sum(pathway["static"]["snapshot_date"] is None for pathway in expected.pathways.values())
+        samples, pathways = days.reports[day]
+        assert samples["items_without_a_version"] == unknown[day], day
+        assert pathways["users_without_snapshot"] == bare[day], day
+    assert 0 < unknown.total() < sum(len(expected.samples) for expected in days.expected.values())
+    assert 0 < bare.total() < sum(len(expected.pathways) for expected in days.expected.values())
 
 
 def test_a_day_run_again_leaves_the_same_tables(days: Days) -> None:

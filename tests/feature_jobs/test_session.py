@@ -1,4 +1,5 @@
-"""What a Spark session costs before any work: jars resolved once, and Python workers that read no archive's directory."""
+"""What a Spark session costs before any work: jars resolved once, and Python workers that read no archive's directory; and which
+of its failures are one line."""
 
 import json
 import subprocess
@@ -7,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyspark.errors import PySparkException
 
 from feature_jobs import session
 from feature_jobs.python_daemon import forget_archives
+from schemas.errors import BadInput
 
 
 def test_jars_are_resolved_again_only_if_one_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +40,34 @@ def test_spark_archives_leave_the_search_path_and_others_stay(monkeypatch: pytes
     forget_archives()
     assert sys.path == ours
     assert list(sys.path_importer_cache) == ours
+
+
+@pytest.mark.parametrize(
+    ("said", "conflict"),
+    [
+        (
+            "[DELTA_CONCURRENT_APPEND] ConcurrentAppendException: Files were added by a concurrent update.",
+            "DELTA_CONCURRENT_APPEND",
+        ),
+        ("[DELTA_CONCURRENT_DELETE_READ] It deleted a\nfile that was read.", "DELTA_CONCURRENT_DELETE_READ"),
+        ("[DELTA_METADATA_CHANGED] The metadata was changed.", "DELTA_METADATA_CHANGED"),
+        ("io.delta.exceptions.ConcurrentWriteException: A concurrent transaction wrote.", "ConcurrentWriteException"),
+    ],
+)
+def test_a_commit_that_met_another_is_one_line_that_says_what_to_do(said: str, conflict: str) -> None:
+    with pytest.raises(BadInput) as failure, session.table_failures_named():
+        raise PySparkException(said)
+    assert str(failure.value) == (
+        f"another process wrote the same partitions meanwhile ({conflict}), so this run published nothing there; "
+        "run it again when the other has ended"
+    )
+
+
+def test_a_failure_of_another_kind_stays_what_it_is() -> None:
+    failure = PySparkException("[UNRESOLVED_COLUMN] A column `a` cannot be resolved.")
+    with pytest.raises(PySparkException) as raised, session.table_failures_named():
+        raise failure
+    assert raised.value is failure
 
 
 @pytest.mark.slow

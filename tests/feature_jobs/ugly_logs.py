@@ -118,6 +118,7 @@ def _impression(
 ) -> Row:
     ts = request_ts + dt.timedelta(seconds=rng.choice([0, 0, 1]))
     play = rng.choice([0, 0, 500, 1000, 10_000, 60_000, 7_200_000])
+    own = random.Random(f"{request}/{place}")  # so that more flags leave the rest of a seed's log as it is
     return {
         "impression_id": f"{request}/{place}",
         "request_id": request,
@@ -135,6 +136,7 @@ def _impression(
         "like": rng.random() < 0.15,
         "dislike": rng.random() < 0.05,
         "long_view": rng.random() < 0.1,
+        **{flag: own.random() < 0.1 for flag in ("follow", "comment", "forward", "profile_enter")},
         "date": day,
         "landing_date": day,
     }
