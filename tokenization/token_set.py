@@ -96,10 +96,11 @@ def _check_current(lake: Lake, tokens: pa.Table, codebook: str, fusion: str) -> 
         raise BadInput(f"{lake.table_uri(ITEM_TOKENS)}: no tokens of codebook {codebook}; run `onerec tokenize --refresh` first")
     if not fused.equals(tokens.select(["item_id", "content_hash"]).cast(fused.schema)):
         pairs = [set(zip(rows["item_id"].to_pylist(), rows["content_hash"].to_pylist(), strict=True)) for rows in (fused, tokens)]
+        twice = tokens.num_rows - len(pairs[1])
         raise BadInput(
             f"{lake.table_uri(ITEM_TOKENS)}: {len(pairs[0] - pairs[1])} of {fused.num_rows} fused vectors (fusion {fusion}) have "
-            f"no tokens of codebook {codebook}, {len(pairs[1] - pairs[0])} tokens no vector; "
-            f"run `onerec tokenize --codebook-version {codebook}` first"
+            f"no tokens of codebook {codebook}, {len(pairs[1] - pairs[0])} tokens no vector, {twice} are there twice; "
+            f"run `onerec tokenize --codebook-version {codebook}{' --retokenise' if twice else ''}` first"
         )
 
 

@@ -86,6 +86,10 @@ def an_item_has_tokens_and_no_vector(lake: Lake) -> None:
     write_rows(lake, ITEM_TOKENS, [tokenised(Registry.of(lake), "i6", [0, 0, 0])])
 
 
+def an_item_has_its_tokens_twice(lake: Lake) -> None:
+    write_rows(lake, ITEM_TOKENS, [row for row in lake.read(ITEM_TOKENS).to_pylist() if row["item_id"] == "i3"])
+
+
 def nothing_is_tokenised_by_the_newest_codebook(lake: Lake) -> None:
     publish_codebook(Registry.of(lake), seed=1)
 
@@ -128,15 +132,23 @@ TOO_LARGE = "tokens that do not fit the codebook's sizes [4, 4, 4] (and a suffix
 DAMAGES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "another content of an item was fused": (
         another_content_was_fused,
-        ("1 of 6 fused vectors", "1 tokens no vector; run `onerec tokenize --codebook-version"),
+        ("1 of 6 fused vectors", "1 tokens no vector, 0 are there twice; run `onerec tokenize --codebook-version"),
     ),
     "an item was fused and not tokenised": (
         an_item_was_fused_and_not_tokenised,
-        ("1 of 7 fused vectors", "0 tokens no vector; run `onerec tokenize --codebook-version"),
+        ("1 of 7 fused vectors", "0 tokens no vector, 0 are there twice; run `onerec tokenize --codebook-version"),
+    ),
+    "an item has its tokens twice": (
+        an_item_has_its_tokens_twice,
+        (
+            "0 of 6 fused vectors",
+            "0 tokens no vector, 1 are there twice; run `onerec tokenize --codebook-version",
+            "--retokenise",
+        ),
     ),
     "an item has tokens and no vector": (
         an_item_has_tokens_and_no_vector,
-        ("0 of 6 fused vectors", "1 tokens no vector; run `onerec tokenize --codebook-version"),
+        ("0 of 6 fused vectors", "1 tokens no vector, 0 are there twice; run `onerec tokenize --codebook-version"),
     ),
     "nothing is tokenised by the newest codebook": (
         nothing_is_tokenised_by_the_newest_codebook,
