@@ -116,7 +116,8 @@ def commit_refresh(lake: Lake, date: dt.date, step: StepRun, reports: dict[int, 
 
     bucket, day = pads.field("user_bucket"), pads.field("date")
     # Also of buckets without a new base: who changes days marks this one as stale, and its mark must not go for what was before.
-    check_unchanged(lake, HISTORY, (step.inputs[HISTORY.name], (day <= date) & bucket.isin(list(reports))))
+    version, unfolded = step.inputs[HISTORY.name], (day <= date) & ~bucket.isin(written(HISTORY.name))
+    check_unchanged(lake, HISTORY, (version, (day <= date) & bucket.isin(list(reports))))
     commit_files(
         lake,
         PATHWAY_LIFELONG,
@@ -129,8 +130,9 @@ def commit_refresh(lake: Lake, date: dt.date, step: StepRun, reports: dict[int, 
         HISTORY,
         [reports[number]["files"][HISTORY.name] for number in written(HISTORY.name)],
         folded,
-        read=(step.inputs[HISTORY.name], folded),
+        read=(version, folded),
     )
+    check_unchanged(lake, HISTORY, (version, unfolded & bucket.isin(list(reports))))
 
 
 def _account(step: StepRun, reports: list[dict[str, Any]]) -> None:

@@ -44,7 +44,7 @@ class PartedVectors:
     dim: int
     open_job: Callable[[], Any]
     backend: Backend = "auto"
-    latest: list["PartedResiduals"] = field(default_factory=list)
+    latest: list["PartedResiduals"] = field(default_factory=list, compare=False, repr=False)
 
     def extent(self) -> Extent:
         """Of all vectors."""

@@ -1,7 +1,8 @@
 """``onerec fuse``: one unit vector an item, from its text, image and audio vectors, by a published fusion model.
 
 Incremental: an item is fused again only when what it is made of changed. A fusion version holds one vector an item; where an
-item has changed, its old vector is replaced in the same commit.
+item has changed, its old vector is replaced in the same commit. An item of which nothing is left to fuse (its only picture was
+replaced by a broken one, say) keeps the vector that it has.
 """
 
 import datetime as dt
@@ -21,7 +22,7 @@ from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Registry
 from schemas.runs import TableCounts, step_run
-from schemas.tables import ITEM_VECTORS, ITEMS
+from schemas.tables import ITEM_VECTORS, ITEMS, QUARANTINE
 from tokenization.fusion_model import load_fusion
 
 STEP = "fuse"
@@ -46,14 +47,15 @@ def run(
         version = versions.fusion_version(registry, fusion_version, refresh=refresh)
         items = step.reads(lake, ITEMS)
         vectors = step.reads(lake, ITEM_VECTORS)
-        step.table(ITEM_VECTORS, _fuse(lake, (items, vectors), date, registry, version, runner, options))
+        rejected = step.reads(lake, QUARANTINE)
+        step.table(ITEM_VECTORS, _fuse(lake, (items, vectors, rejected), date, registry, version, runner, options))
         step.extra["fusion_version"] = version
     return step.to_json()
 
 
 def _fuse(
     lake: Lake,
-    pinned: tuple[int, int],
+    pinned: tuple[int, int, int],
     date: dt.date | None,
     registry: Registry,
     version: str,
@@ -66,7 +68,9 @@ def _fuse(
     encoders = artefact.metadata["encoders"]
     with work_folder(lake, STEP) as work, query_engine() as connection:
         live = create_contents(connection, lake.dataset(ITEMS, pinned[0]), end_of(date, lake.config))
-        usable = create_inputs(connection, lake, pinned[1], encoders)
+        usable = create_inputs(
+            connection, lake.dataset(ITEM_VECTORS, pinned[1]), lake.dataset(QUARANTINE, pinned[2]), encoders, lake.config.embed
+        )
         if not usable:
             raise BadInput(
                 f"{lake.table_uri(ITEM_VECTORS)}: no item has a vector of {', '.join(encoders.values())}, the encoders of fusion "

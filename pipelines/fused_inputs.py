@@ -1,6 +1,5 @@
 """Which vectors an item's fused vector is made of, and the hash that names them together."""
 
-import json
 from collections.abc import Mapping
 
 import duckdb
@@ -8,8 +7,8 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from pipelines.work import count, execute
-from schemas.lake import Lake
-from schemas.tables import ITEM_VECTORS, QUARANTINE
+from schemas.config import EmbedSection
+from schemas.tables import ITEM_VECTORS
 from tokenization.encoders import KINDS, Kind, Unreadable, media_limits
 from tokenization.encoders.media import media_hash, read_media
 
@@ -24,16 +23,32 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def create_inputs(connection: duckdb.DuckDBPyConnection, lake: Lake, version: int, encoders: Mapping[Kind, str]) -> int:
+def create_inputs(
+    connection: duckdb.DuckDBPyConnection,
+    vectors: pads.Dataset,
+    quarantine: pads.Dataset,
+    encoders: Mapping[Kind, str],
+    section: EmbedSection,
+) -> int:
     """Create ``inputs`` (item_id, kind, content_hash) and ``fused_keys`` (item_id, content_hash, presence_mask) of live items.
 
-    Needs the table ``contents``; registers ``vectors``, ``item_vectors`` at a version. The vector of a text is found by its hash.
-    An item's media have, as a rule, vectors of one content: that is the one. Where an item changed its picture there are
-    several, and where a picture of its was rejected the one there is may be of the picture before: then its files are read and
-    hashed to know which. Returns the number of items with at least one vector.
+    Needs the table ``contents``; registers ``vectors`` and ``quarantine``. The vector of a text is found by its hash. An item's
+    media have, as a rule, vectors of one content: that is the one. Where an item changed its picture there are several, and
+    where what lies at its addresses was ever rejected the one there is may be of the picture before: then its files are read
+    and hashed to know which. Returns the number of items with at least one vector.
     """
-    connection.register("vectors", lake.dataset(ITEM_VECTORS, version))
-    connection.register("rejected", _rejected(lake))
+    connection.register("vectors", vectors)
+    connection.register("quarantine", quarantine)
+    execute(
+        connection,
+        f"""
+        CREATE TEMP TABLE rejected AS
+        SELECT DISTINCT
+            row_json ->> '$.item_id' AS item_id,
+            row_json ->> '$.kind' AS kind,
+            from_json(row_json -> '$.uris', '["VARCHAR"]') AS uris
+        FROM quarantine WHERE table_name = '{ITEM_VECTORS.name}'""",
+    )
     execute(
         connection,
         f"""
@@ -44,12 +59,13 @@ def create_inputs(connection: duckdb.DuckDBPyConnection, lake: Lake, version: in
         FROM (SELECT DISTINCT item_id, kind, content_hash FROM vectors WHERE {of_encoders(encoders)}) v
         JOIN contents c USING (item_id)
         LEFT JOIN rejected r ON r.item_id = v.item_id AND r.kind = v.kind
+            AND r.uris = CASE v.kind WHEN 'image' THEN c.image_uris WHEN 'audio' THEN c.audio_uris END
         WHERE (v.kind = 'text' AND v.content_hash = c.text_hash)
             OR (v.kind = 'image' AND c.image_uris IS NOT NULL)
             OR (v.kind = 'audio' AND c.audio_uris IS NOT NULL)""",
     )
     changed = execute(connection, "SELECT DISTINCT item_id, kind, uris FROM candidates WHERE kind <> 'text' AND unsure")
-    limits = media_limits(lake.config.embed)
+    limits = media_limits(section)
     current: dict[str, list[str | None]] = {"item_id": [], "kind": [], "content_hash": []}
     for item_id, kind, uris in changed:
         try:
@@ -80,15 +96,6 @@ def create_inputs(connection: duckdb.DuckDBPyConnection, lake: Lake, version: in
         FROM inputs GROUP BY item_id""",
     )
     return count(connection, "SELECT count(*) FROM fused_keys")
-
-
-def _rejected(lake: Lake) -> pa.Table:
-    """Items and kinds of media (item_id, kind) that ``onerec embed`` has ever put into quarantine, each once."""
-    of_media = pads.field("table_name") == ITEM_VECTORS.name
-    rows = map(json.loads, lake.read(QUARANTINE, columns=["row_json"], filter=of_media)["row_json"].to_pylist())
-    pairs = sorted({(row["item_id"], row["kind"]) for row in rows})
-    columns = [pa.array([pair[place] for pair in pairs], pa.string()) for place in range(2)]
-    return pa.table(columns, names=["item_id", "kind"])
 
 
 def input_rows(

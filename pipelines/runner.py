@@ -22,6 +22,8 @@ LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 _WHERE = r" \[while running '[^\n]*'\]"
 """What Beam adds to the message of a worker's error."""
 _WORKER_SAID = re.compile(rf"(?:schemas\.errors\.BadInput|tokenization\.vectors\.BadVectors): (.*?)(?:{_WHERE})?$", re.MULTILINE)
+_LATER_ERROR = re.compile(r"^\w[\w.]*(?:Error|Exception): ", re.MULTILINE)
+"""In a trace: what went wrong while something else was dealt with."""
 _LOGGERS = ("apache_beam.runners.common", "apache_beam.runners.direct.executor", "apache_beam.runners.worker.sdk_worker")
 """Those that log a worker's error, with its trace, before the runner raises it."""
 
@@ -60,10 +62,10 @@ def worker_failures_named() -> Iterator[None]:
             raise
         raise BadInput(said) from error
     except Exception as error:
-        said_by_worker = _WORKER_SAID.findall(str(error))
-        if not said_by_worker:
+        *_, said_last = (None, *_WORKER_SAID.finditer(str(error)))
+        if said_last is None or _LATER_ERROR.search(str(error), said_last.end()):
             raise
-        raise BadInput(said_by_worker[-1]) from error  # the last of a trace is what its causes led to
+        raise BadInput(said_last[1]) from error
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from schemas.errors import BadInput
 from schemas.lake import Lake
 from schemas.registry import Registry
 from schemas.runs import StepRun, TableCounts, step_run
-from schemas.tables import CO_INTERACTION, ITEM_VECTORS, ITEMS
+from schemas.tables import CO_INTERACTION, ITEM_VECTORS, ITEMS, QUARANTINE
 from tokenization.encoders import KINDS, Kind, encoder_set
 from tokenization.fusion_model import FUSION_FILE, FusionModel, FusionShape, fusion_bytes, load_fusion
 from tokenization.fusion_training import FusionData, pair_recall, split_pairs, train_fusion
@@ -123,7 +123,8 @@ def _rows(lake: Lake, step: StepRun, date: dt.date | None) -> tuple[dict[Kind, s
     configured = encoder_set(lake.config.embed)
     with query_engine() as connection:
         create_contents(connection, lake.dataset(ITEMS, step.reads(lake, ITEMS)), end_of(date, lake.config))
-        usable = create_inputs(connection, lake, step.reads(lake, ITEM_VECTORS), configured)
+        vectors, rejected = (lake.dataset(table, step.reads(lake, table)) for table in (ITEM_VECTORS, QUARANTINE))
+        usable = create_inputs(connection, vectors, rejected, configured, lake.config.embed)
         if not usable:
             names = ", ".join(configured.values())
             raise BadInput(

@@ -83,10 +83,11 @@ class WorkFolder:
         return found
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all that is in it, which nobody reads any more; it may be gone already."""
+        """Remove a file, or a folder with all that is in it, which nobody reads any more, if that can be done now: what stays
+        goes with the work folder."""
         filesystem, path = filesystem_of(f"{self.uri}/{name}")
         folder = filesystem.get_file_info(path).type is pafs.FileType.Directory
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             (filesystem.delete_dir if folder else filesystem.delete_file)(path)
 
     def parts(self, stage: str, schema: pa.Schema) -> pads.Dataset:

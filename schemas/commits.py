@@ -7,7 +7,7 @@ from deltalake import CommitProperties
 from deltalake.exceptions import CommitFailedError
 
 from schemas.errors import BadInput
-from schemas.lake import Lake
+from schemas.lake import Lake, first_line
 from schemas.tables import Table
 
 T = TypeVar("T")
@@ -23,9 +23,13 @@ def commit_on_newest(lake: Lake, table: Table, commit: Callable[[], T]) -> T:
     ``commit`` opens the table, computes what to write from what it finds, and commits with ON_THIS_VERSION's
     ``max_commit_retries``, 0. Raises BadInput if other processes commit without end.
     """
+    refused: CommitFailedError | None = None
     for _ in range(COMMIT_ATTEMPTS):
         try:
             return commit()
-        except CommitFailedError:
-            continue
-    raise BadInput(f"{lake.table_uri(table)}: other processes keep writing it; run this again when they have ended")
+        except CommitFailedError as error:
+            refused = error
+    raise BadInput(
+        f"{lake.table_uri(table)}: other processes keep writing it ({first_line(refused) if refused else 'not tried'}); run this "
+        "again when they have ended"
+    ) from refused

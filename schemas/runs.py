@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from deltalake import write_deltalake
 
-from schemas.commits import commit_on_newest
+from schemas.commits import ON_THIS_VERSION, commit_on_newest
 from schemas.errors import GateFailed, OnerecError
 from schemas.lake import Lake
 from schemas.suppression import suppression_seen
@@ -146,5 +146,10 @@ def replace_quarantine(lake: Lake, table: Table | str, date: dt.date, rows: pa.T
     """Make ``rows`` the only quarantined rows of a table and date (so a step run twice leaves them once)."""
     name = table if isinstance(table, str) else table.name
     where = f"table_name = '{name}' AND date = '{date.isoformat()}'"
-    declared, uri = rows.cast(QUARANTINE.schema), lake.table_uri(QUARANTINE)
-    commit_on_newest(lake, QUARANTINE, lambda: write_deltalake(uri, declared, mode="overwrite", predicate=where))
+    declared = rows.cast(QUARANTINE.schema)
+
+    def commit() -> None:
+        opened = lake.open_table(QUARANTINE)
+        write_deltalake(opened, declared, mode="overwrite", predicate=where, commit_properties=ON_THIS_VERSION)
+
+    commit_on_newest(lake, QUARANTINE, commit)

@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
-from feature_jobs.ingest.values import TEXTS, as_texts, found, json_text
+from feature_jobs.ingest.values import TEXTS, as_text, as_texts, found, json_text
 
 BLOCK_BYTES = 1 << 20
 """JSON parsed at once: what the processor's cache holds (8 MiB take nearly three times as long a row)."""
@@ -30,11 +30,12 @@ BLOCK_ROWS = 65_536
 MAX_BLOCK_BYTES = 32 << 20
 """Bytes of a block, about, where its rows are long: Arrow's texts of a column hold 2 GiB, and a task its share of memory."""
 MAX_LINE_BYTES = 64 << 20
-_SAMPLED_LINES = 50
+_SAMPLED_LINES, _SAMPLED_ROWS = 50, 256
 _NOT_A_LINE = "row: not a JSON object on a line of its own"
 _NO_JSON = re.compile(rb"[\s:,\[-](?:NaN|Inf(?:inity)?)\s*[,}\]]")
 """What Arrow takes for numbers though JSON has none such; in a text it may stand, too."""
-_NOT_A_NUMBER = "row: a whole number of thousands of digits"
+_MOST_DIGITS = 4000
+"""Python reads a whole number of 4,300 digits, and none that is longer."""
 _NOT_A_RECORD = "row: not one value a column of the header"
 csv.field_size_limit(MAX_LINE_BYTES)
 
@@ -67,6 +68,9 @@ def parquet_blocks(filesystem: pafs.FileSystem, path: str, names: Sequence[str],
 def _rows_a_block(file: pq.ParquetFile, row_groups: Sequence[int]) -> int:
     sizes = [file.metadata.row_group(group) for group in row_groups]
     longest = max((group.total_byte_size / group.num_rows for group in sizes if group.num_rows), default=0)
+    # A dictionary makes long texts short in the file, and not in memory.
+    for some in itertools.islice(file.iter_batches(_SAMPLED_ROWS, row_groups=list(row_groups), use_threads=False), 1):
+        longest = max(longest, some.nbytes / max(len(some), 1))
     return max(1, min(BLOCK_ROWS, int(MAX_BLOCK_BYTES / max(longest, 1))))
 
 
@@ -258,11 +262,7 @@ def _parsed_by_line(data: bytes, columns: Sequence[pa.Field]) -> Block:
             continue
         held = {name: value for name, value in record.items() if name in values and value is not None}
         nests = [name for name, value in held.items() if isinstance(value, dict | list)]
-        try:
-            numbers = json.loads(line) if nests else {}  # within which numbers are numbers again
-        except ValueError:
-            failures[row] = _NOT_A_NUMBER + found(line)
-            continue
+        numbers = json.loads(line, parse_int=_whole_number) if nests else {}  # within which numbers are numbers again
         for name, value in held.items():
             values[name][row] = _text(numbers[name] if name in nests else value)
             if name in texts and name in nests:
@@ -286,11 +286,14 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
+def _whole_number(digits: str) -> int | str:
+    return int(digits) if len(digits) <= _MOST_DIGITS else digits
+
+
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = value if isinstance(value, str) else json_text(value)
-    return text.encode(errors="replace").decode()  # half of a surrogate pair is no text
+    return as_text(value)
 
 
 def opened(filesystem: pafs.FileSystem, path: str, *, compressed: bool) -> Any:

@@ -66,7 +66,7 @@ def judged_blocks(
                 block = next(blocks, None)
             if block is None:
                 break
-            with named(landing, split.file, (pa.ArrowException,)):  # values that Arrow cannot convert; all else is our fault
+            with named(landing, split.file, (pa.ArrowException, UnicodeError)):  # its values; all else is a fault of ours
                 judged = _judged(block, table, split, rules)
             yield judged
 

@@ -249,7 +249,13 @@ def _list(text: str) -> Parsed:
         return None, ""
     if None in value:
         return None, "a list with a null in it"
-    return [entry if isinstance(entry, str) else json_text(entry) for entry in value], None
+    return [as_text(entry) for entry in value], None
+
+
+def as_text(value: Any) -> str:
+    """A JSON value as a text: itself, or as it stood. Half of a surrogate pair is no text, and becomes a question mark."""
+    text = value if isinstance(value, str) else json_text(value)
+    return text.encode(errors="replace").decode()
 
 
 _PARSERS: dict[pa.DataType, tuple[Callable[[str], Parsed], str]] = {

@@ -24,8 +24,11 @@ from schemas.tables import (
     PATHWAY_SHORT,
     Table,
 )
+from tokenization.encoders.base import MediaLimits
 from tokenization.inspection_report import thumbnail
 
+COVERS = MediaLimits(max_bytes=64 * 1024, max_pixels=4_000_000, max_seconds=0)
+"""A page with every item: larger covers are left out."""
 STAGES = ("pretrain", "rsft", "reward", "rl")
 
 
@@ -168,7 +171,7 @@ def describe_items(lake: Lake, item_ids: Iterable[str]) -> dict[str, Item]:
     ).to_pylist()
     newest = {row["item_id"]: row for row in sorted(rows, key=lambda row: row["valid_from"])}
     return {
-        item_id: Item(item_id, row["title"] or item_id, row["category"] or "", thumbnail(row["cover_uri"]))
+        item_id: Item(item_id, row["title"] or item_id, row["category"] or "", thumbnail(row["cover_uri"], limits=COVERS))
         for item_id, row in newest.items()
     }
 

@@ -168,26 +168,41 @@ def test_csv_cells_may_hold_line_breaks_and_a_short_record_is_shown_as_its_line(
     assert [json.loads(text) for text in block.texts([1, 2])] == [{"line": "v"}, {"user_id": "w", "other": 'x, "y"'}]
 
 
-def test_a_whole_number_of_thousands_of_digits_spoils_its_own_row_only() -> None:
+def test_a_whole_number_of_thousands_of_digits_is_a_text_like_any_other() -> None:
     good = {"item_id": "i", "valid_from": "2026-01-31T12:00:00Z", "tags": ["a"]}
     data = "".join(json.dumps(good).replace('"a"', tag) + "\n" for tag in ('"a"', "9" * 5000, '"a"'))
-    first, second, third = rows_of(data.encode(), ITEMS)
-    assert (first[2], third[2]) == ([], [])
-    assert [reason.split(" (found")[0] for reason in second[2]] == ["row: a whole number of thousands of digits"]
+    found = rows_of(data.encode(), ITEMS)
+    assert [wrong for _, _, wrong in found] == [[], [], []]
+    assert [values is not None and tag in values for (_, values, _), tag in zip(found, (["a"], ["9" * 5000], ["a"]), strict=True)]
+    ignored = json.dumps(good | {"unknown": 0}).replace("0}", "9" * 5000 + "}") + "\n"
+    for neighbour in ("", '{"item_id":7}\n'):
+        assert rows_of((ignored + neighbour).encode(), ITEMS)[0][2] == []
 
 
-@pytest.mark.parametrize("kind", ["lines", "nested lines", "cells", "parquet"])
+def test_half_of_a_surrogate_pair_in_a_list_spoils_nothing() -> None:
+    data = b'{"item_id":"i","valid_from":"2026-01-31T12:00:00Z","tags":["\\ud83d"]}\n'
+    ((_, values, wrong),) = rows_of(data, ITEMS)
+    assert wrong == []
+    assert values is not None
+    assert ["?"] in values
+    cells = b'item_id,valid_from,tags\ni,2026-01-31T12:00:00Z,"[""\\ud83d""]"\n'
+    (block,) = csv_blocks(io.BytesIO(cells), ["tags"])
+    assert read_column(ITEMS.schema.field("tags"), block.columns["tags"], Reasons(), required=False).to_pylist() == [["?"]]
+
+
+@pytest.mark.parametrize("kind", ["lines", "nested lines", "cells", "parquet", "parquet with a dictionary"])
 def test_long_rows_come_in_blocks_that_hold_no_more_than_their_bytes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
 ) -> None:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(blocks, "MAX_BLOCK_BYTES", 10_000)
-    rows = [{"item_id": f"i{number}", "asr_text": f"{number:0900}"} for number in range(100)]
+    several = 3 if kind == "parquet with a dictionary" else 1000
+    rows = [{"item_id": f"i{number}", "asr_text": f"{number % several:0900}"} for number in range(100)]
     if kind == "cells":
         cells = "item_id,asr_text\n" + "".join(f"{row['item_id']},{row['asr_text']}\n" for row in rows)
         found = list(csv_blocks(io.BytesIO(cells.encode()), ["item_id", "asr_text"]))
-    elif kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=60, use_dictionary=False)
+    elif kind.startswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=60, use_dictionary=several == 3)
         found = list(parquet_blocks(pafs.LocalFileSystem(), str(tmp_path / "rows.parquet"), ["item_id", "asr_text"], None))
     else:
         odd = {"tags": {"a": 1}} if kind == "nested lines" else {}
