@@ -23,12 +23,15 @@ from scipy.optimize import nnls
 RESULTS = Path(__file__).with_name("results")
 
 
-def options(description: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """``--quick``, ``--seed N`` and ``--keep`` (write the result into ``results/``)."""
+def options(description: str, arguments: Sequence[str] | None = None, parts: Sequence[str] = ()) -> argparse.Namespace:
+    """``--quick``, ``--seed N`` and ``--keep`` (write the result into ``results/``); ``--parts`` of a benchmark that has some."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="less data, every comparison, under five minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", action="store_true", help="keep the result, with date and commit, in benchmarks/results")
+    if parts:
+        said = "measure these only; with --keep, beside what was kept of the others on this kind of machine"
+        parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help=said)
     return parser.parse_args(arguments)
 
 
@@ -90,15 +93,36 @@ def machine() -> dict[str, Any]:
 
 def finish(name: str, figures: dict[str, Any], packages: Iterable[str], *, keep: bool) -> None:
     """Print the closing object; with ``keep`` also write it, with date and commit, into ``results/NAME.json``."""
-    result = {
-        "benchmark": name,
-        "machine": machine(),
-        "versions": {package: version(package) for package in packages},
-        "figures": figures,
-    }
+    result = result_of(name, figures, packages)
     if keep:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        RESULTS.mkdir(exist_ok=True)
-        kept = {"date": dt.datetime.now(dt.UTC).date().isoformat(), "commit": commit, **result}
-        (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+        keep_result(result)
     print(json.dumps(result), flush=True)
+
+
+def result_of(name: str, figures: dict[str, Any], packages: Iterable[str]) -> dict[str, Any]:
+    """Figures with the benchmark's name, the machine and the versions of some packages."""
+    versions = {package: version(package) for package in packages}
+    return {"benchmark": name, "machine": machine(), "versions": versions, "figures": figures}
+
+
+def keep_result(result: dict[str, Any]) -> None:
+    """Write a result, with date and commit, into ``results``."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{result['benchmark']}.json").write_text(json.dumps(stamp() | result, indent=1) + "\n")
+
+
+def stamp() -> dict[str, str]:
+    """Today's date and the commit that is measured."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    return {"date": dt.datetime.now(dt.UTC).date().isoformat(), "commit": commit}
+
+
+def kept_figures(name: str) -> dict[str, Any]:
+    """Figures that were kept of a benchmark; none where they are of another kind of machine."""
+    path = RESULTS / f"{name}.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {"machine": None}
+    if kept["machine"] == machine():
+        return dict(kept["figures"])
+    if kept["machine"]:
+        progress(f"{path}: of another machine ({kept['machine']}); its figures are not taken over")
+    return {}

@@ -65,3 +65,13 @@ def test_the_closing_object_is_the_last_line(capsys, tmp_path, monkeypatch):
     kept = json.loads((tmp_path / "results" / "subject.json").read_text())
     assert len(kept["commit"]) == 40
     assert kept["figures"] == printed["figures"]
+
+
+def test_kept_figures_are_those_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    assert harness.kept_figures("subject") == {}
+    harness.finish("subject", {"figure": 1.5}, [], keep=True)
+    assert harness.kept_figures("subject") == {"figure": 1.5}
+    here = harness.machine()
+    monkeypatch.setattr(harness, "machine", lambda: here | {"cores": 1000})
+    assert harness.kept_figures("subject") == {}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import harness, rq_kmeans
 from benchmarks.rq_kmeans import Plan, main
 from benchmarks.rq_kmeans_data import Dataset, clustered, published, repeated_share, simulated
 from benchmarks.rq_kmeans_kernels import VARIABLE, choose_kernel
@@ -78,6 +79,25 @@ def test_the_closing_object_has_the_promised_figures(monkeypatch, capsys):
     assert 0 <= figures["churn_cold"] <= 1
     assert {"faiss", "ours"} <= set(figures["kernels"])
     assert figures["encode"]["rows"] == 400
+
+
+def test_parts_are_kept_beside_those_that_were_there(monkeypatch, tmp_path):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(rq_kmeans, "choose_kernel", lambda *_: ({}, {"chosen": "as installed"}))
+    contest = {OURS: metrics(2.0, 3.0) | {"path": "float32"}, OURS_BEAM: metrics(1.0, 3.0)}
+    contest |= {peer: of_trainings([metrics(4.0, 2.0)]) for peer in PEERS}
+    monkeypatch.setattr(rq_kmeans.Contest, "run", lambda *_: contest)
+    monkeypatch.setattr(rq_kmeans, "churn", lambda *_: {"churn_warm": 0.01})
+    for number, parts in enumerate((["clusters"], ["refresh"], ["clusters", "refresh"])):
+        monkeypatch.setattr(rq_kmeans, "stamp", lambda number=number: {"date": str(number)})
+        monkeypatch.setattr(rq_kmeans, "simulated", lambda folder, rows, sizes, seed: clustered(folder, rows, 16, sizes, seed))
+        monkeypatch.setattr(sys, "argv", ["rq_kmeans", "--keep", "--parts", *parts])
+        main(TINY)
+        kept = json.loads((tmp_path / "rq_kmeans.json").read_text())["figures"]
+        expected = [{"clusters": "0"}, {"clusters": "0", "refresh": "1"}, {"clusters": "2", "refresh": "2"}][number]
+        assert {part: stamp["date"] for part, stamp in kept["measured"].items()} == expected
+        assert kept["error_ratio"]["clustered"]["rq_vae"] == 0.5
+        assert kept.get("churn_warm") == (None if number == 0 else 0.01)
 
 
 def test_the_time_counts_until_the_last_layer_is_as_good_as_the_peer():
