@@ -13,18 +13,6 @@ import pyarrow.fs as pafs
 
 from schemas import lake_folders
 from schemas.errors import BadInput
-from schemas.lake_folders import COMPLETE, SPARK_COMPLETE, remove_folder, staging_path
-
-__all__ = [
-    "COMPLETE",
-    "KEPT_HOURS",
-    "SPARK_COMPLETE",
-    "in_use",
-    "mark_used",
-    "remove_folder",
-    "remove_unused",
-    "staging_path",
-]
 
 KEPT_HOURS = 24
 """How long a folder stays that no run has begun to use: longer than any step takes. What a killed run left goes then, too."""

@@ -25,9 +25,10 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from feature_jobs.bucket_files import item_keys
-from feature_jobs.cache_folders import COMPLETE, in_use, mark_used, remove_folder, remove_unused, staging_path
+from feature_jobs.cache_folders import in_use, mark_used, remove_unused
 from schemas.errors import BadInput
 from schemas.lake import Lake, damage_named, filesystem_of, first_line
+from schemas.lake_folders import COMPLETE, remove_folder, staging_path
 from schemas.tables import ITEMS
 
 ROWS_A_PART = 4_000_000

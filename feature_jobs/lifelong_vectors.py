@@ -17,9 +17,10 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from feature_jobs.bucket_files import item_keys
-from feature_jobs.cache_folders import in_use, mark_used, remove_unused, staging_path
+from feature_jobs.cache_folders import in_use, mark_used, remove_unused
 from schemas.errors import BadInput
 from schemas.lake import Lake, damage_named
+from schemas.lake_folders import staging_path
 from schemas.tables import ITEM_VECTORS
 
 _BATCH_ROWS = 65_536

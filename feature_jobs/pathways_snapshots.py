@@ -16,11 +16,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from feature_jobs.bucket_files import BucketFiles, partition_values
-from feature_jobs.cache_folders import SPARK_COMPLETE, in_use
+from feature_jobs.cache_folders import in_use
 from feature_jobs.run_folders import run_folder
 from feature_jobs.user_state_facts import FACTS, PROFILE, latest_of_each
 from schemas.errors import BadInput
 from schemas.lake import Lake, filesystem_of
+from schemas.lake_folders import SPARK_COMPLETE
 from schemas.tables import USER_STATE, USERS
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from feature_jobs.cache_folders import remove_folder, remove_unused
+from feature_jobs.cache_folders import remove_unused
 from schemas.lake import Lake
+from schemas.lake_folders import remove_folder
 
 _FOLDER = re.compile(r"(?:samples|ingest|snapshots)-[0-9a-f]{32}")
 

@@ -10,7 +10,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -29,8 +29,10 @@ BLOCK_ROWS = 65_536
 """Rows of a block, about."""
 MAX_BLOCK_BYTES = 32 << 20
 """Bytes of a block, about, where its rows are long: Arrow's texts of a column hold 2 GiB, and a task its share of memory."""
+PARQUET_ROWS = 4096
+"""Rows of a Parquet file decoded at once: a dictionary makes long texts short in the file, so only then is known how long."""
 MAX_LINE_BYTES = 64 << 20
-_SAMPLED_LINES, _SAMPLED_ROWS = 50, 256
+_SAMPLED_LINES = 50
 _NOT_A_LINE = "row: not a JSON object on a line of its own"
 _NO_JSON = re.compile(rb"[\s:,\[-](?:NaN|Inf(?:inity)?)\s*[,}\]]")
 """What Arrow takes for numbers though JSON has none such; in a text it may stand, too."""
@@ -60,18 +62,13 @@ def parquet_blocks(filesystem: pafs.FileSystem, path: str, names: Sequence[str],
     bits, which Arrow would make them, those of far years are others."""
     with filesystem.open_input_file(path) as stream:
         file = pq.ParquetFile(stream, coerce_int96_timestamp_unit="us")
-        groups = list(range(file.num_row_groups) if row_groups is None else row_groups)
-        for batch in file.iter_batches(_rows_a_block(file, groups), row_groups=groups, use_threads=False):
-            yield Block(len(batch), {name: batch.column(name) for name in batch.schema.names if name in names}, _rows_of(batch))
+        groups = None if row_groups is None else list(row_groups)
+        batches = file.iter_batches(PARQUET_ROWS, row_groups=groups, use_threads=False)
+        yield from _gathered((_parquet_block(batch, names), batch.nbytes) for batch in batches)
 
 
-def _rows_a_block(file: pq.ParquetFile, row_groups: Sequence[int]) -> int:
-    sizes = [file.metadata.row_group(group) for group in row_groups]
-    longest = max((group.total_byte_size / group.num_rows for group in sizes if group.num_rows), default=0)
-    # A dictionary makes long texts short in the file, and not in memory.
-    for some in itertools.islice(file.iter_batches(_SAMPLED_ROWS, row_groups=list(row_groups), use_threads=False), 1):
-        longest = max(longest, some.nbytes / max(len(some), 1))
-    return max(1, min(BLOCK_ROWS, int(MAX_BLOCK_BYTES / max(longest, 1))))
+def _parquet_block(batch: pa.RecordBatch, names: Sequence[str]) -> Block:
+    return Block(len(batch), {name: batch.column(name) for name in batch.schema.names if name in names}, _rows_of(batch))
 
 
 def _rows_of(batch: pa.RecordBatch) -> Callable[[Sequence[int]], list[str]]:
@@ -141,24 +138,34 @@ def _line(record: list[str]) -> str:
 
 def json_blocks(stream: BinaryIO, columns: Sequence[pa.Field]) -> Iterator[Block]:
     """Blocks of a file of JSON lines; a blank line is no row. Raises ValueError for a line above MAX_LINE_BYTES."""
+    yield from _gathered(_json_parts(stream, columns))
+
+
+def _json_parts(stream: BinaryIO, columns: Sequence[pa.Field]) -> Iterator[tuple[Block, int | None]]:
     schema: pa.Schema | None = None
     texts = [column.name for column in columns if column.type == pa.string()]
     numbers: list[str] = []
-    waiting: list[Block] = []
-    rows = held = 0
     for data in _line_blocks(stream):
         if schema is None:
             schema = _usual_schema(data, columns)
             numbers = [name for name in texts if schema.field(name).type == pa.int64()]
         block = _parsed_by_arrow(data, schema, numbers)
-        if block is not None:
-            waiting.append(block)
-            rows, held = rows + block.rows, held + len(data)
-        if waiting and (block is None or rows >= BLOCK_ROWS or held >= MAX_BLOCK_BYTES):
+        yield (block, len(data)) if block is not None else (_parsed_by_line(data, columns), None)
+
+
+def _gathered(parts: Iterable[tuple[Block, int | None]]) -> Iterator[Block]:
+    """Parts of a file as blocks of about BLOCK_ROWS rows, or MAX_BLOCK_BYTES bytes; a part without a size stands alone."""
+    waiting: list[Block] = []
+    rows = held = 0
+    for part, size in parts:
+        if size is not None:
+            waiting.append(part)
+            rows, held = rows + part.rows, held + size
+        if waiting and (size is None or rows >= BLOCK_ROWS or held >= MAX_BLOCK_BYTES):
             yield _joined(waiting)
             waiting, rows, held = [], 0, 0
-        if block is None:
-            yield _parsed_by_line(data, columns)
+        if size is None:
+            yield part
     if waiting:
         yield _joined(waiting)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from feature_jobs.cache_folders import COMPLETE, KEPT_HOURS, in_use, mark_used, remove_unused
+from feature_jobs.cache_folders import KEPT_HOURS, in_use, mark_used, remove_unused
 from feature_jobs.run_folders import run_folder
 from schemas.errors import BadInput
 from schemas.lake import Lake
+from schemas.lake_folders import COMPLETE
 from tests.aged_folders import LOCAL, STORE, aged_folder
 
 either = pytest.mark.parametrize("filesystem", [LOCAL, STORE], ids=["local", "store"])

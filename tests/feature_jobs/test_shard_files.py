@@ -33,6 +33,15 @@ COMMANDS: dict[str, Callable[[Lake], Any]] = {
     "forget": lambda lake: forget_in_shards(lake, pa.array(GONE), Tasks(None)),
     "shards": lambda lake: shards.run(NO_SPARK, lake, DAY),
 }
+
+
+def assert_refused(lake: Lake, commands: tuple[str, ...], said: str) -> None:
+    """Each of COMMANDS ends in a line like ``said``."""
+    for command in commands:
+        with pytest.raises(BadInput, match=said):
+            COMMANDS[command](lake)
+
+
 DEEP, NOT_UTF8 = b"[" * 100_000, b'{"files": "\xff"}'
 Damage = Callable[[dict[str, Any]], Any]
 
@@ -140,9 +149,8 @@ def test_what_is_whole_is_taken(lake: Lake, command: str) -> None:
 )
 def test_a_day_that_is_not_ours_is_named(lake: Lake, damage: Damage | bytes) -> None:
     damaged(manifest_of(lake, "day"), damage)
-    for command in ("clean", "verify", "retokenise", "mask", "forget"):
-        with pytest.raises(BadInput, match=rf"date={DAY}/manifest\.json: .*write it again with `onerec shards`"):
-            COMMANDS[command](lake)
+    said = rf"date={DAY}/manifest\.json: .*write it again with `onerec shards`"
+    assert_refused(lake, ("clean", "verify", "retokenise", "mask", "forget"), said)
     shards.run(NO_SPARK, lake, DAY)
     assert shards.verify(lake, DAY) > 0, "as it says"
 
@@ -154,9 +162,8 @@ def test_a_day_that_is_not_ours_is_named(lake: Lake, damage: Damage | bytes) -> 
 )
 def test_a_mask_that_is_not_ours_is_named(lake: Lake, damage: Damage | bytes) -> None:
     damaged(manifest_of(lake, "mask"), damage)
-    for command in ("clean", "verify", "forget", "shards"):
-        with pytest.raises(BadInput, match=r"targets-rsft\.json: .*write it again with `onerec shards --targets rsft`"):
-            COMMANDS[command](lake)
+    said = r"targets-rsft\.json: .*write it again with `onerec shards --targets rsft`"
+    assert_refused(lake, ("clean", "verify", "forget", "shards"), said)
     rsft.run(NO_SPARK, lake, DAY)
     assert shards.verify(lake, DAY) > 0, "as it says"
 
@@ -169,9 +176,8 @@ def test_a_mask_that_is_not_ours_is_named(lake: Lake, damage: Damage | bytes) ->
 def test_a_refresh_that_is_not_ours_is_named(lake: Lake, damage: Damage | bytes) -> None:
     path = manifest_of(lake, "refresh")
     damaged(path, damage)
-    for command in ("clean", "forget", "shards"):
-        with pytest.raises(BadInput, match=r"refresh_date=.*/manifest\.json: .*remove it, and `onerec shards` writes it again"):
-            COMMANDS[command](lake)
+    said = r"refresh_date=.*/manifest\.json: .*remove it, and `onerec shards` writes it again"
+    assert_refused(lake, ("clean", "forget", "shards"), said)
     path.unlink()
     shards.run(NO_SPARK, lake, DAY)
     assert path.is_file(), "as it says"
