@@ -21,6 +21,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 RESULTS = Path(__file__).with_name("results")
+_INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "i8mm")
+"""Vector units that decide how fast products of matrices are."""
 
 
 def options(description: str, arguments: Sequence[str] | None = None, parts: Sequence[str] = ()) -> argparse.Namespace:
@@ -78,17 +80,19 @@ _EXPONENTS = np.linspace(0.5, 2, 1501)
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"processor": model, "cores": os.cpu_count(), "memory_gib": round(memory, 1), "python": platform.python_version()}
+    """What the figures were measured on. Kinds that a model's name does not tell apart differ in ``instructions``."""
+    known = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        known.setdefault(name.strip(), value.strip())
+    flags = known.get("flags", known.get("Features", "")).split()
+    return {
+        "processor": known.get("model name", platform.processor()),
+        "instructions": [name for name in _INSTRUCTIONS if name in flags],
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+    }
 
 
 def finish(name: str, figures: dict[str, Any], packages: Iterable[str], *, keep: bool) -> None:

@@ -5,7 +5,7 @@ so that a neighbour's load falls on each. Ours is the configuration whose errors
 where ours did not come down to the peer's error.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -41,6 +41,14 @@ class Growth:
     clusters: int
     factors: tuple[float, ...] = (1, 2, 4, 8)
     iterations: int = 5
+    rounds: int = 5
+
+    def sizes(self, varied: str) -> Iterator[tuple[int, tuple[int, int, int]]]:
+        """Each size of ``n``, ``k`` or ``d`` in turn, and the rows, dimension and clusters that go with it."""
+        for factor in self.factors:
+            size = {"n": self.rows, "d": self.dim, "k": self.clusters}
+            size[varied] = int(size[varied] * factor)
+            yield size[varied], (size["n"], size["d"], size["k"])
 
 
 @dataclass(frozen=True)
@@ -131,22 +139,23 @@ class Race:
 
 
 def growth(plan: Growth, folder: Path, seed: int) -> dict[str, Any]:
-    """Exponent of one layer's cost in rows n, clusters k and dimension d, each varied alone."""
-    seconds: dict[str, dict[int, float]] = {}
-    for name in ("n", "k", "d"):
-        seconds[name] = {}
-        for factor in plan.factors:
-            rows, dim, clusters = (
-                int(base * (factor if name == varied else 1))
-                for varied, base in (("n", plan.rows), ("d", plan.dim), ("k", plan.clusters))
-            )
-            data = clustered(folder, rows, dim, (clusters,), seed)
-            found = ask(Job("ours_growth", str(data.vectors), data.sizes, plan.iterations, seed), folder)
-            seconds[name][{"n": rows, "k": clusters, "d": dim}[name]] = found.numbers["seconds"]
-        progress(f"one layer's seconds by {name}: {seconds[name]}")
+    """Exponent of one layer's cost in rows n, clusters k and dimension d, each varied alone.
+
+    Medians of rounds that each go over all sizes: a minute in which the machine is slow falls on every size alike.
+    """
+    seconds = {name: {size: [0.0] * plan.rounds for size, _ in plan.sizes(name)} for name in ("n", "k", "d")}
+    for number in range(plan.rounds):
+        for name, by in seconds.items():
+            for size, (rows, dim, clusters) in plan.sizes(name):
+                data = clustered(folder, rows, dim, (clusters,), seed)
+                job = Job("ours_growth", str(data.vectors), data.sizes, plan.iterations, seed)
+                by[size][number] = ask(job, folder).numbers["seconds"]
+            found = {size: times[number] for size, times in by.items()}
+            progress(f"round {number + 1}, one layer's seconds by {name}: {found}")
+    middle = {name: {size: median(times) for size, times in by.items()} for name, by in seconds.items()}
     return {
-        "growth_exponent": {name: growth_exponent(list(by), list(by.values())) for name, by in seconds.items()},
-        "growth_seconds": {name: {str(size): value for size, value in by.items()} for name, by in seconds.items()},
+        "growth_exponent": {name: growth_exponent(list(by), list(by.values())) for name, by in middle.items()},
+        "growth_seconds": {name: {str(size): value for size, value in by.items()} for name, by in middle.items()},
     }
 
 
