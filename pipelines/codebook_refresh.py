@@ -3,6 +3,7 @@
 The previous codebook is that of the live token set, which is what models know, or before the first token set the newest one.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from sklearn.exceptions import ConvergenceWarning
 
 from pipelines.fused_inputs import quoted
 from pipelines.work import WorkFolder
@@ -148,7 +150,7 @@ def train_from(
     model = new_model(section).set_params(warm_start_codebooks=start, max_churn=section.max_churn if bounded else None)
     _fitted(model, source, callback, known)
     if start is None:
-        _match(model, codes, known)
+        _match(model, source, codes, known)
     refresh = previous.metadata | {
         "start": "matched" if start is None else "previous" if previous.metadata["rotation_error"] is None else "rotated",
         "share_of_the_way": model.refresh_.share if model.refresh_ else None,
@@ -156,7 +158,7 @@ def train_from(
         "churn_cold": None,
     }
     if section.report_cold_churn:
-        cold = model if start is None else _match(_fitted(new_model(section), source, callback), codes, known)
+        cold = model if start is None else _match(_fitted(new_model(section), source, callback), source, codes, known)
         refresh["churn_cold"] = churn(codes[known], cold.codes_[known])
         refresh["inertia_cold"] = cold.inertia_[-1]
     return model, {"warm_started_from": previous.metadata["version"] if start else None, "refresh": refresh}
@@ -167,10 +169,16 @@ def _fitted(
 ) -> RQKMeans:
     """The model, fitted; its codes and inertia are of the nearest tokens, which items will get, also where training bounded
     clusters."""
-    model.fit_source(source, unchanged=unchanged, callback=callback)
-    if model.balance is not None:
-        sums, model.codes_ = source.encode(scaled(source, source.extent()), model.codebooks_)
-        model.inertia_ = [layer.distance for layer in sums.layers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of tokens that stay empty: the metrics count them, the gate judges
+        model.fit_source(source, unchanged=unchanged, callback=callback)
+    return model if model.balance is None else _encoded(model, source)
+
+
+def _encoded(model: RQKMeans, source: VectorSource) -> RQKMeans:
+    """The model with the codes and inertia that its codebooks give the vectors."""
+    sums, model.codes_ = source.encode(scaled(source, source.extent()), model.codebooks_)
+    model.inertia_ = [layer.distance for layer in sums.layers]
     return model
 
 
@@ -188,11 +196,11 @@ def new_model(section: CodebookSection) -> RQKMeans:
     )
 
 
-def _match(model: RQKMeans, codes: Codes, known: npt.NDArray[np.bool_]) -> RQKMeans:
+def _match(model: RQKMeans, source: VectorSource, codes: Codes, known: npt.NDArray[np.bool_]) -> RQKMeans:
     """Tokens of the model renumbered to be those of ``codes`` as far as they can."""
     if not known.any():
         return model
     sizes: Sequence[int] = [len(codebook) for codebook in model.codebooks_]
     numbers = match_tokens(codes[known], model.codes_[known], sizes)
-    model.codebooks_, model.codes_ = renumbered(model.codebooks_, model.codes_, numbers)
-    return model
+    model.codebooks_, _ = renumbered(model.codebooks_, model.codes_, numbers)
+    return _encoded(model, source)  # a row as near to two centroids has the first of them, which may be the other one now

@@ -1,12 +1,10 @@
 """The Beam side of train-codebook: one worker trains and publishes."""
 
 import json
-import warnings
 from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 
 from pipelines.codebook_refresh import Previous, published_codes, train_from
 from pipelines.work import WorkFolder, read_part
@@ -43,9 +41,7 @@ class TrainCodebook(beam.DoFn):
         vectors = vector_matrix(rows["vector"])
         previous = Previous.load(self._work, task["previous"]) if task["previous"] else None
         steps = section.iterations, len(section.sizes), section.refinements
-        with warnings.catch_warnings(), progress_bar(*steps, enabled=task["progress_bar"]) as bar:
-            # Of tokens that stay empty: the metrics count them, and the gate judges.
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with progress_bar(*steps, enabled=task["progress_bar"]) as bar:
             published = published_codes(rows["tokens"], len(section.sizes))
             source = vectors_of(ArrayRows(vectors), max(section.sizes), section.backend)
             model, refresh = train_from(section, source, previous, published, bar)

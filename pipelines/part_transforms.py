@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.work import WorkFolder, read_part
+from schemas.errors import BadInput
 from schemas.registry import Registry
 from tokenization.assignment import Backend
 from tokenization.codebook import load_codebook
@@ -34,6 +35,10 @@ CODED = pa.schema(
     ]
 )
 
+_NAMED = 5
+"""Items that a message names."""
+_LISTED_VALUES = 2**30
+"""Values of a piece of a list column, whose offsets have 32 bits."""
 SPILL = pa.schema(
     [
         ("row", pa.int64()),
@@ -94,6 +99,14 @@ class EncodePart(beam.DoFn):
         """Encode one part."""
         rows = read_part(part)
         vectors = vector_matrix(rows["vector"], self._codebook.dim)
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(bad):
+            named = ", ".join(rows["item_id"].take(pa.array(bad[:_NAMED])).to_pylist())
+            more = " and more" if len(bad) > _NAMED else ""
+            raise BadInput(
+                f"item_vectors: fused vectors hold NaN or infinity, of items {named}{more}; "
+                "remove these rows and run `onerec fuse` again"
+            )
         codes = self._codebook.encode(vectors, self._backend)
         norms = self._codebook.residual_norms(vectors, codes)
         columns = [
@@ -138,12 +151,18 @@ class SpillPart(beam.DoFn):
         return codes
 
 
-def int_lists(matrix: np.ndarray) -> pa.Array:
+def int_lists(matrix: np.ndarray) -> pa.ChunkedArray:
     """The rows of a matrix of whole numbers (n, width) as Arrow lists of int32."""
     return _lists(matrix.astype(np.int32), pa.int32())
 
 
-def _lists(matrix: np.ndarray, kind: pa.DataType) -> pa.Array:
-    """The rows of a matrix as Arrow lists."""
+def _lists(matrix: np.ndarray, kind: pa.DataType) -> pa.ChunkedArray:
+    """The rows of a matrix (n, width) as Arrow lists, in as many pieces as their 32-bit offsets ask for."""
+    rows = max(1, _LISTED_VALUES // matrix.shape[1])
+    pieces = [matrix[start : start + rows] for start in range(0, len(matrix), rows)]
+    return pa.chunked_array([_list_piece(piece, kind) for piece in pieces], type=pa.list_(kind))
+
+
+def _list_piece(matrix: np.ndarray, kind: pa.DataType) -> pa.ListArray:
     offsets = np.arange(len(matrix) + 1, dtype=np.int32) * matrix.shape[1]
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(matrix).reshape(-1), kind))

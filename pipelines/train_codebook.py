@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 STEP = "train-codebook"
 _OF_TOKENIZE = {"collisions", "collision_cap", "collision_max_error", "collision_suffixes"}
 """Settings that do not touch the codebook."""
+_HASHED_AT_ONCE = 65_536
 
 
 def run(
@@ -249,8 +250,9 @@ def _fingerprint(section: CodebookSection, version: str, rows: pa.Table, pairs: 
     """What decides the codebook and its metrics, but for the one it starts from."""
     described = {"codebook": section.model_dump(mode="json", exclude=_OF_TOKENIZE), "fusion_version": version}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    for values in zip(*(rows[name].to_pylist() for name in ("item_id", "content_hash", "category")), strict=True):
-        digest.update(json.dumps(values).encode())
-    for pair in sorted(zip(pairs["item_a"].to_pylist(), pairs["item_b"].to_pylist(), strict=True)):
-        digest.update(json.dumps(pair).encode())
+    ordered = pairs.sort_by([("item_a", "ascending"), ("item_b", "ascending")])
+    for table in (rows.select(["item_id", "content_hash", "category"]), ordered.select(["item_a", "item_b"])):
+        for batch in table.to_batches(max_chunksize=_HASHED_AT_ONCE):
+            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                digest.update(json.dumps(values).encode())
     return digest.hexdigest()

@@ -5,6 +5,8 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from schemas.tokens import MOST_TOKENS
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Days = Annotated[int, Field(ge=1, le=36_500)]
@@ -252,14 +254,14 @@ class CodebookSection(Section):
     """cap: items that may share a code (unique: 1)."""
     collision_max_error: float | None = Field(default=0.5, ge=0)
     """cap, unique: how much farther an item's new last token may lie than its nearest, else it stays; null: any distance."""
-    collision_suffixes: int = Field(default=256, ge=1, le=65_536)
+    collision_suffixes: int = Field(default=256, ge=1, le=MOST_TOKENS)
     """suffix: tokens of the further layer; more items in one code are an error."""
 
     @field_validator("sizes")
     @classmethod
     def _tokens_fit(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or max(value) > 65536:
-            raise ValueError("needs one size a layer, each at most 65536")
+        if not value or max(value) > MOST_TOKENS:
+            raise ValueError(f"needs one size a layer, each at most {MOST_TOKENS}")
         return value
 
     @model_validator(mode="after")

@@ -89,7 +89,10 @@ class Registry:
         staging.mkdir()
         try:
             listed = {_checked(name, "file"): _place(content, staging / name) for name, content in sorted(files.items())}
-            body = {"kind": kind, "metadata": dict(metadata), "files": listed}
+            if f"{kind}.json" in listed:
+                raise BadInput(f"file {kind}.json: the manifest of a {kind} has this name; give the file another")
+            # As it will be read: JSON makes texts of all keys, which may change their order.
+            body = {"kind": kind, "metadata": json.loads(json.dumps(dict(metadata))), "files": listed}
             version = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
             manifest = json.dumps({"version": version, **body}, indent=1, sort_keys=True) + "\n"
             _place(manifest.encode(), staging / f"{kind}.json")
@@ -113,6 +116,8 @@ class Registry:
                 raise
             if not self._is_whole(kind, version):
                 manifest = staging / f"{kind}.json"
+                if (damaged := target / manifest.name).is_file():  # a mended version is as old as it was
+                    os.utime(manifest, ns=(damaged.stat().st_atime_ns, damaged.stat().st_mtime_ns))
                 for path in [*(path for path in staging.iterdir() if path != manifest), manifest]:
                     os.replace(path, target / path.name)
                 sync_folder(target)

@@ -7,7 +7,6 @@ on a GPU and keeps every centroid within its bound of the best; of several, floa
 can vouch for (norms near the ends of float32's range, more candidates than are kept) are scored in float64.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from tokenization import arithmetic
 from tokenization.scratch import scratch
-from tokenization.threads import one_thread_each
+from tokenization.threads import one_thread_each, threads_or_cores
 from tokenization.vectors import FloatArray
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class NearestCentroid:
         self._wide = self._distinct.astype(np.float64)
         self._squares = np.einsum("ij,ij->i", self._wide, self._wide)
         self._largest = float(np.sqrt(self._squares.max()))
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads_or_cores(threads)
         self._backend = backend
         self._rows = rows
         self._finders: dict[str, Finder] = {}

@@ -7,7 +7,8 @@ their next choice. At the end no row could gain more than ε at these prices, an
 best assignment under the cap: with ε a share of the mean squared distance to the nearest centroid, at most that share.
 The prices also give a lower bound on what is possible at all, which is reported beside the total.
 
-Each row knows its few nearest centroids only, more of them where it needs more. Some 100 bytes of memory a row.
+Each row knows its few nearest centroids only, more of them where it needs more. 500 to 800 bytes of memory a row
+at a balance up to 2 (16 for each place beyond).
 """
 
 import math

@@ -27,6 +27,8 @@ _ROWS = (512, 4096)
 _MOST_LISTED = 8
 """Candidates that a library's own top-k is asked for."""
 _UNIT = float(np.finfo(np.float32).eps) / 2
+WIDEST_INT8 = (2**31 - 1) // 127**2
+"""Columns up to which a product of two rows of 8-bit codes fits into 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,11 @@ def _up(values: Any) -> FloatArray:
     return larger
 
 
+def int8_finder(centroids: FloatArray, squares: npt.NDArray[np.float64]) -> Finder:
+    """8-bit, or float32 where the rows are wider than WIDEST_INT8."""
+    return (Int8Finder if centroids.shape[1] <= WIDEST_INT8 else Float32Finder)(centroids, squares)
+
+
 def torch_finder(centroids: FloatArray, squares: npt.NDArray[np.float64]) -> Finder:
     """PyTorch's: fused on a GPU, else on the CPU."""
     import torch
@@ -253,7 +260,7 @@ def torch_finder(centroids: FloatArray, squares: npt.NDArray[np.float64]) -> Fin
 
 FINDERS: dict[str, Callable[[FloatArray, npt.NDArray[np.float64]], Finder]] = {
     "float32": Float32Finder,
-    "int8": Int8Finder,
+    "int8": int8_finder,
     "torch": torch_finder,
     "faiss": FaissFinder,
 }

@@ -14,6 +14,7 @@ from safetensors.numpy import load, save
 
 from schemas.errors import BadInput
 from schemas.registry import Artefact, Registry
+from schemas.tokens import MOST_TOKENS
 from tokenization import residual
 from tokenization.assignment import Backend
 from tokenization.residual import Codes
@@ -26,7 +27,6 @@ KIND = "codebook"
 FILE = "codebook.safetensors"
 FORMAT = "onerec-codebook"
 MAX_FILE_BYTES = 8 * 2**30
-_MAX_SIZE = 65536
 
 
 @dataclass(frozen=True)
@@ -111,5 +111,5 @@ def load_codebook(registry: Registry, version: str | None = None) -> Codebook:
 
 def _is_layer(codebook: Any) -> bool:
     return bool(
-        codebook.ndim == 2 and codebook.dtype == np.float32 and 1 <= len(codebook) <= _MAX_SIZE and np.isfinite(codebook).all()
+        codebook.ndim == 2 and codebook.dtype == np.float32 and 1 <= len(codebook) <= MOST_TOKENS and np.isfinite(codebook).all()
     )

@@ -1,6 +1,5 @@
 """k-means (Lloyd's algorithm) in scikit-learn's estimator convention, on rows that need not fit in memory."""
 
-import os
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from tokenization.cluster_sums import ClusterSums, fraction_bits
 from tokenization.lloyd import Callback, Iteration, Source, add_assigned
 from tokenization.neighbours import LastLabels, NearestNeighbour
 from tokenization.progress import progress_bar
+from tokenization.threads import threads_or_cores
 from tokenization.vectors import (
     ArrayRows,
     ArrowRows,
@@ -28,6 +28,7 @@ from tokenization.vectors import (
     ScaledRows,
     blocks,
     check_finite,
+    is_arrow,
 )
 
 __all__ = ["Callback", "Clustering", "Iteration", "KMeans", "LocalSource", "cluster", "cluster_source"]
@@ -130,7 +131,7 @@ def rows_of(estimator: Any, X: Any, *, reset: bool) -> Rows:
 
     Only finiteness is left to be checked, block by block with row numbers.
     """
-    if not type(X).__module__.startswith("pyarrow"):
+    if not is_arrow(X):
         return ArrayRows(_validated(estimator, X, reset=reset))
     rows = ArrowRows(X)
     if reset:
@@ -242,4 +243,4 @@ class LocalSource(RowsOver):
 
     @property
     def _threads(self) -> int:
-        return self.n_threads or len(os.sched_getaffinity(0))
+        return threads_or_cores(self.n_threads)

@@ -7,7 +7,6 @@ training are of a full comparison, always. Both choices are exact (float64 decid
 the rows.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from tokenization.candidates import float32_bound
 from tokenization.shortlist import Shortlist
+from tokenization.threads import threads_or_cores
 from tokenization.vectors import FloatArray
 
 NEIGHBOURS, EVERY = 32, 5
@@ -55,7 +55,7 @@ class NearestNeighbour:
     def __init__(self, centroids: FloatArray, neighbours: npt.NDArray[np.int32], threads: int | None = None) -> None:
         self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
         self._neighbours = neighbours
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads_or_cores(threads)
         squares = np.einsum("ij,ij->i", self.centroids, self.centroids, dtype=np.float64)
         self._squares = squares.astype(np.float32)
         self._bound = float32_bound(self.centroids.shape[1], float(np.sqrt(squares.max())))

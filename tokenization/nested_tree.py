@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 
+from schemas.tokens import MOST_TOKENS
 from tokenization.assignment import NearestCentroid
 from tokenization.kmeans import cluster
 from tokenization.residual import Codes, check_codes
 from tokenization.vectors import ArrayRows, BadVectors, FloatArray, as_matrix, blocks, check_finite
-
-MAX_SIZE = 65536
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ def fit_nested_tree(vectors: Any, sizes: Sequence[int], *, iterations: int = 25,
     The codes equal ``encode`` of the rows. Raises ValueError for sizes out of range, BadVectors for bad rows.
     """
     matrix = as_matrix(vectors)
-    if not sizes or not all(1 <= size <= MAX_SIZE for size in sizes):
-        raise ValueError(f"sizes {list(sizes)}: needs one or more, each between 1 and {MAX_SIZE}")
+    if not sizes or not all(1 <= size <= MOST_TOKENS for size in sizes):
+        raise ValueError(f"sizes {list(sizes)}: needs one or more, each between 1 and {MOST_TOKENS}")
     if not len(matrix):
         raise BadVectors("vectors: found 0 rows; a tree needs at least 1")
     codes = np.empty((len(matrix), len(sizes)), np.uint16)

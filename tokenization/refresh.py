@@ -59,10 +59,9 @@ def refreshed(
 
     Tokens that no row has go where rows are represented badly, as in a training; should already that change too many codes, the
     answer is ``previous`` itself. The callback hears of each part of the way as of an iteration of layer 0. Raises ValueError
-    for a share outside 0 to 1.
+    for a share outside 0 to 1, or ``unchanged`` of another shape or type.
     """
-    if not 0 <= max_churn <= 1:
-        raise ValueError(f"max_churn {max_churn}: must be a share, from 0 to 1")
+    check_bounds(source.n, max_churn, unchanged)
     unit = scaled(source, source.extent())
     start = encoded(source, unit, list(previous))
     whole, _ = filled(source, unit, start)
@@ -86,13 +85,22 @@ def refreshed(
     return best
 
 
+def check_bounds(n: int, max_churn: float | None, unchanged: Any) -> None:
+    """Raise ValueError unless ``max_churn`` is a share, and ``unchanged`` bool (n,); either may be None."""
+    if max_churn is not None and not 0 <= max_churn <= 1:
+        raise ValueError(f"max_churn {max_churn}: must be a share, from 0 to 1")
+    if unchanged is not None and (np.shape(unchanged) != (n,) or np.asarray(unchanged).dtype != np.bool_):
+        found = f"shape {np.shape(unchanged)} of {np.asarray(unchanged).dtype}"
+        raise ValueError(f"unchanged: found {found}; needs ({n},) of bool, one for each row")
+
+
 def judged(before: Codes, found: Encoded | Refined, unchanged: npt.NDArray[np.bool_] | None, share: float = 1.0) -> Refresh:
     """What became of the codes ``before`` (n, layers) of ``unchanged`` rows."""
     rows = slice(None) if unchanged is None else np.flatnonzero(unchanged)
     differs = before[rows] != found.codes[rows]
     whole = float(differs.any(axis=1).mean()) if len(differs) else 0.0
     layers = differs.mean(axis=0).tolist() if len(differs) else [0.0] * before.shape[1]
-    return Refresh(Refined(found.codebooks, found.codes, found.inertia, 1), whole, layers, share)
+    return Refresh(Refined(found.codebooks, found.codes, found.inertia, int(share > 0)), whole, layers, share)
 
 
 def _between(
@@ -149,13 +157,25 @@ def _matched_over_pairs(pairs: npt.NDArray[np.int64], rows: npt.NDArray[np.int64
 def renumbered(
     codebooks: Sequence[FloatArray], codes: Codes, numbers: Sequence[npt.NDArray[np.uint16]]
 ) -> tuple[list[FloatArray], Codes]:
-    """Codebooks and codes (n, layers) with token t of layer l called ``numbers[l][t]``; they decode to the same vectors."""
+    """Codebooks and codes (n, layers) with token t of layer l called ``numbers[l][t]``; they decode to the same vectors.
+
+    Of equal centroids the first, which is the only one that rows have, gets the lowest of their numbers: it stays the first.
+    """
     moved = [np.empty_like(codebook) for codebook in codebooks]
     renamed = np.empty_like(codes)
-    for layer, number in enumerate(numbers):
+    for layer, told in enumerate(numbers):
+        number = _in_order_where_equal(codebooks[layer], told)
         moved[layer][number] = codebooks[layer]
         renamed[:, layer] = number[codes[:, layer]]
     return moved, renamed
+
+
+def _in_order_where_equal(codebook: FloatArray, numbers: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
+    """The same numbers (size,), ascending within each set of equal centroids (size, dim)."""
+    group = np.unique(codebook + np.float32(0), axis=0, return_inverse=True)[1].reshape(-1)
+    ordered = np.empty_like(numbers)
+    ordered[np.argsort(group, kind="stable")] = numbers[np.lexsort([numbers, group])]
+    return ordered
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 Layer l quantises what the layers before it left (V1 §2.1): R¹ = x; s_l = argmin_k ‖R^l − c^l_k‖; R^{l+1} = R^l − c^l_{s_l}.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,8 +12,8 @@ import numpy.typing as npt
 
 from tokenization.assignment import Backend, NearestCentroid
 from tokenization.shortlist import Shortlist
-from tokenization.threads import one_thread_each
-from tokenization.vectors import ArrayRows, ArrowRows, BadVectors, FloatArray, Rows, as_matrix, blocks, check_finite
+from tokenization.threads import one_thread_each, threads_or_cores
+from tokenization.vectors import BadVectors, FloatArray, Rows, as_rows, blocks, check_finite
 
 Codes = npt.NDArray[np.uint16]
 
@@ -23,15 +22,16 @@ _PARTS, _FEWEST_ROWS, _MOST_ROWS = 4, 512, 2**15
 
 
 def encode(vectors: Any, codebooks: Sequence[FloatArray], backend: Backend = "auto", threads: int | None = None) -> Codes:
-    """Greedy codes (n, layers) uint16 of vectors (n, dim); a pure function of each row, whatever ``backend`` scores and however
-    many ``threads`` (None: one a core) share the rows.
+    """Greedy codes (n, layers) uint16 of vectors (n, dim): an array, a memory map or an Arrow column of lists.
+
+    A pure function of each row, whatever ``backend`` scores and however many ``threads`` (None: one a core) share the rows.
 
     Raises BadVectors for a wrong dimension, NaN or infinity.
     """
     rows = _rows_of(vectors, codebooks)
     layers = [NearestCentroid(codebook, backend, threads=1, rows=rows.n) for codebook in codebooks]
     codes = np.empty((rows.n, len(layers)), np.uint16)
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads_or_cores(threads)
     with one_thread_each(), ThreadPoolExecutor(threads) as pool:
         for start, stop, block in blocks(rows):
             check_finite(block, start)
@@ -104,13 +104,17 @@ def decode(codes: Any, codebooks: Sequence[FloatArray], layers: int | None = Non
 
 
 def residual_norms(vectors: Any, codes: Any, codebooks: Sequence[FloatArray]) -> FloatArray:
-    """Norm (n,) float32 of what the codes leave of each vector."""
+    """Norm (n,) float32 of what the codes leave of each vector.
+
+    Raises BadVectors as ``encode`` does, and for codes that are not one a vector or hold a token that its layer does not have.
+    """
     rows = _rows_of(vectors, codebooks)
     checked = check_codes(codes, [len(codebook) for codebook in codebooks])
     if len(checked) != rows.n:
         raise BadVectors(f"found {len(checked)} codes for {rows.n} vectors; needs one each")
     norms = np.empty(rows.n, np.float32)
     for start, stop, block in blocks(rows):
+        check_finite(block, start)
         difference = block.astype(np.float64) - decode(checked[start:stop], codebooks)
         norms[start:stop] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
     return norms
@@ -129,7 +133,7 @@ def check_codes(codes: Any, sizes: Sequence[int]) -> npt.NDArray[np.integer[Any]
 
 
 def _rows_of(vectors: Any, codebooks: Sequence[FloatArray]) -> Rows:
-    rows: Rows = vectors if isinstance(vectors, (ArrayRows, ArrowRows)) else ArrayRows(as_matrix(vectors))
+    rows = as_rows(vectors)
     if rows.dim != codebooks[0].shape[1]:
         raise BadVectors(f"vectors: found {rows.dim} columns; the codebook was trained on {codebooks[0].shape[1]}")
     return rows

@@ -4,14 +4,17 @@ Then all layers are refined together (``tokenization.refinement``) and, where as
 (``tokenization.balance``).
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
+from schemas.tokens import MOST_TOKENS
 from tokenization import residual
 from tokenization.assignment import Backend
 from tokenization.balance import balance_clusters, cap_of
@@ -19,13 +22,12 @@ from tokenization.kmeans import Clustering, cluster_source, rows_of
 from tokenization.lloyd import Callback, Source, all_of
 from tokenization.progress import progress_bar
 from tokenization.refinement import Refined, refine
-from tokenization.refresh import Refresh, judged, refreshed
+from tokenization.refresh import Refresh, check_bounds, judged, refreshed
 from tokenization.residual import Codes
 from tokenization.residual_start import residual_start
 from tokenization.vector_source import VectorSource, vectors_of
 from tokenization.vectors import FloatArray, check_finite, scaled
 
-MAX_CODEBOOK_SIZE = 65536
 WARM_REFINEMENTS = 3
 """Epochs from a previous version: they bring most of what there is, and more would change more codes."""
 RELAXATION = 1.5
@@ -121,48 +123,35 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         """``fit`` on vectors wherever they lie: the same codebooks for the same vectors, but for a GPU's (KMeans)."""
         self.n_features_in_ = source.dim
         sizes, caps = self._sizes(), self._caps(source.n)
+        check_bounds(source.n, self.max_churn, unchanged)
         start = None if self.warm_start_codebooks is None else [_start(one, source.dim) for one in self.warm_start_codebooks]
-        self.refresh_: Refresh | None
+        self.refresh_: Refresh | None = None
+        self.n_iter_ = [0] * self.n_layers
         if start is not None and self.max_churn is not None:
-            self.refresh_ = found = refreshed(source, start, self.max_churn, unchanged, callback)
-            fitted, self.n_iter_ = found.fitted, [0] * self.n_layers
+            self.refresh_ = refreshed(source, start, self.max_churn, unchanged, callback)
+            fitted = self.refresh_.fitted
         else:
             fitted = self._fit_freely(source, sizes, start, callback)
-            self.refresh_ = self._judged(source, start, fitted, unchanged)
         self.n_refinements_ = fitted.epochs
         if any(caps):
             fitted = self._balanced(source, fitted, caps)
+        if start is not None and self.max_churn is None:
+            self.refresh_ = judged(source.encode(scaled(source, source.extent()), start)[1], fitted, unchanged)
+        if start is not None:  # without, each layer said so when it was trained
+            _warn_of_dead_tokens(fitted)
         self.codebooks_, self.codes_, self.inertia_ = fitted.codebooks, fitted.codes, fitted.inertia
         return self
 
     def _fit_freely(
         self, source: VectorSource, sizes: tuple[int, ...], start: list[FloatArray] | None, callback: Callback | None
     ) -> Refined:
-        joint = self.refinements > 0 and self.n_layers > 1
-        if joint and start is not None:
-            fitted = Refined(start, np.empty(0, np.uint16), [], 0)
-            self.n_iter_ = [0] * self.n_layers
-        else:
-            fitted = self._fit_layers(source, sizes, callback)
-        if not joint:
-            return fitted
+        """Layer by layer and then all together; from a warm start all together at once, where they are refined at all."""
+        if not (self.refinements > 0 and self.n_layers > 1):
+            return self._fit_layers(source, sizes, callback)
         if start is not None:
             return refine(source, start, min(self.refinements, WARM_REFINEMENTS), callback=callback)
-        return refine(
-            source,
-            fitted.codebooks,
-            self.refinements,
-            evenness=self.evenness,
-            relaxation=RELAXATION,
-            callback=callback,
-        )
-
-    def _judged(
-        self, source: VectorSource, start: list[FloatArray] | None, fitted: Refined, unchanged: npt.NDArray[np.bool_] | None
-    ) -> Refresh | None:
-        if start is None:
-            return None
-        return judged(source.encode(scaled(source, source.extent()), start)[1], fitted, unchanged)
+        layers = self._fit_layers(source, sizes, callback).codebooks
+        return refine(source, layers, self.refinements, evenness=self.evenness, relaxation=RELAXATION, callback=callback)
 
     def _fit_layers(self, source: VectorSource, sizes: tuple[int, ...], callback: Callback | None) -> Refined:
         fitted = Refined([], np.empty((source.n, self.n_layers), np.uint16), [], 0)
@@ -249,8 +238,8 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         sizes = tuple(size) if isinstance(size, (tuple, list)) else (size,) * self.n_layers
         if self.n_layers < 1 or len(sizes) != self.n_layers:
             raise ValueError(f"codebook_size {size!r}: needs one size for each of the {self.n_layers} layers")
-        if not all(1 <= one <= MAX_CODEBOOK_SIZE for one in sizes):
-            raise ValueError(f"codebook_size {size!r}: sizes must lie between 1 and {MAX_CODEBOOK_SIZE}")
+        if not all(1 <= one <= MOST_TOKENS for one in sizes):
+            raise ValueError(f"codebook_size {size!r}: sizes must lie between 1 and {MOST_TOKENS}")
         warm = self.warm_start_codebooks
         if warm is not None and [len(np.asarray(one)) for one in warm] != list(sizes):
             raise ValueError(f"warm_start_codebooks have sizes {[len(np.asarray(one)) for one in warm]}; needs {list(sizes)}")
@@ -267,6 +256,13 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         if len(layers) != self.n_layers:
             raise ValueError(f"balance {balance!r}: needs one for each of the {self.n_layers} layers")
         return [None if one is None else cap_of(one, n, size) for one, size in zip(layers, self._sizes(), strict=True)]
+
+
+def _warn_of_dead_tokens(fitted: Refined) -> None:
+    used = [len(np.unique(tokens)) for tokens in fitted.codes.T]
+    sizes = [len(codebook) for codebook in fitted.codebooks]
+    if used != sizes:
+        warnings.warn(f"layers of {sizes} tokens, {used} of them filled", ConvergenceWarning, stacklevel=4)
 
 
 def _start(codebook: npt.ArrayLike, dim: int) -> FloatArray:

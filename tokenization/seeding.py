@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tokenization.assignment import first_of_equal_rows
 from tokenization.threads import one_blas_thread
 from tokenization.vectors import FloatArray, Rows, blocks
 
@@ -169,10 +170,11 @@ def _draw(weights: FloatArray, count: int, random: np.random.Generator) -> npt.N
 
 
 def _distinct(rows: Rows) -> FloatArray:
-    """The distinct rows, sorted."""
+    """The distinct rows, in the order of their first appearance."""
     found: FloatArray = np.zeros((0, rows.dim), np.float32)
     for _, _, block in blocks(rows):
-        found = np.unique(np.concatenate([found, block + np.float32(0)]), axis=0)
+        both = np.concatenate([found, block + np.float32(0)])
+        found = both[first_of_equal_rows(both)]
     return found
 
 

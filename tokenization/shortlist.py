@@ -7,7 +7,6 @@ the number of threads. The prefixes × tokens scores exist tile by tile only.
 Shapes: N rows, P prefixes, D columns, K tokens.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenization.scratch import Scratch, scratch
-from tokenization.threads import one_blas_thread
+from tokenization.threads import one_blas_thread, threads_or_cores
 from tokenization.vectors import FloatArray
 
 _TILE = 1024
@@ -48,7 +47,7 @@ class Shortlist:
         with np.errstate(over="ignore"):  # beyond _SAFE they are not used
             self._narrow_K = self._square_K.astype(np.float32)
         self._largest = float(np.sqrt(self._square_K.max()))
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads_or_cores(threads)
 
     def __call__(self, residual_NPD: npt.NDArray[np.float64], keep: int) -> Best:
         """The ``keep`` pairs (prefix, token) of smallest |r − c|² for float64 residuals (N, P, D), at most all P · K."""

@@ -1,11 +1,21 @@
-"""How many threads a matrix library takes for one operation."""
+"""How many threads work takes, and a matrix library for one operation."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
 from threadpoolctl import ThreadpoolController
+
+
+def threads_or_cores(threads: int | None) -> int:
+    """``threads``; for None one for each core that this process may use. Raises ValueError below 1."""
+    if threads is None:
+        return len(os.sched_getaffinity(0))
+    if threads < 1:
+        raise ValueError(f"threads {threads}: must be at least 1 (None: one a core)")
+    return threads
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from safetensors.numpy import save
 from schemas.errors import BadInput
 from schemas.json_files import parse_json
 from schemas.lake import write_atomically
+from schemas.tokens import MOST_TOKENS
 from tokenization.trie_build import trie_arrays
 from tokenization.vectors import BadVectors
 
@@ -49,14 +50,18 @@ class TokenTrie:
     def build(cls, codes: Any, keys: Any = None, *, ranks: Any = None, sizes: Sequence[int] | None = None) -> "TokenTrie":
         """Trie of codes (n, layers).
 
-        Items of one code are in the order of ``ranks``, then ``keys`` (item ids, say), then rows. ``sizes`` gives the
-        width of the masks; without it, one above the largest token. Raises BadVectors for codes outside ``sizes``.
+        Items of one code are in the order of ``ranks`` (n,), numbers of any type, then ``keys`` (n,) (item ids, say), then rows.
+        ``sizes`` gives the width of the masks; without it, one above the largest token. Raises BadVectors for codes outside it.
         """
         array = np.asarray(codes)
         if array.ndim != 2 or array.dtype.kind not in "iu" or array.shape[1] == 0:
             raise BadVectors(f"codes: found shape {array.shape} of {array.dtype}; needs (n, layers) integers")
         widths = np.asarray(sizes if sizes is not None else array.max(axis=0, initial=0).astype(np.int64) + 1, np.int64)
-        if len(widths) != array.shape[1] or (len(array) and ((array < 0) | (array >= widths)).any()) or widths.max() > 65536:
+        if (
+            len(widths) != array.shape[1]
+            or not 1 <= widths.min() <= widths.max() <= MOST_TOKENS
+            or (len(array) and ((array < 0) | (array >= widths)).any())
+        ):
             raise BadVectors(f"codes: tokens must lie below the sizes {widths.tolist()}, one for each of {array.shape[1]} layers")
         return cls(sizes=widths, **trie_arrays(array, ranks, keys))
 
@@ -186,6 +191,8 @@ class TokenTrie:
         starts = self.depth_starts
         return bool(
             min(len(self.sizes), len(self.offsets), len(self.item_offsets)) > 0
+            and self.sizes.min() >= 1
+            and self.sizes.max() <= MOST_TOKENS
             and len(starts) == len(self.sizes) + 2
             and starts[0] == 0
             and starts[1] == 1

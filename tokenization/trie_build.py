@@ -55,7 +55,8 @@ def _before(ranks: Any, keys: Any) -> Nodes | None:
             order = np.argsort(np.unique(names, return_inverse=True)[1], kind="stable")
     if ranks is not None and len(ranks):
         values = np.asarray(ranks)
-        values = values.astype(np.uint16) if 0 <= values.min() <= values.max() < 2**16 else values  # NumPy sorts these by radix
+        if values.dtype.kind in "iu" and 0 <= values.min() <= values.max() < 2**16:
+            values = values.astype(np.uint16)  # NumPy sorts these by radix
         if values.max() > values.min():
             by_rank = np.argsort(values if order is None else values[order], kind="stable")
             order = by_rank if order is None else order[by_rank]

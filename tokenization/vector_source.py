@@ -5,7 +5,6 @@ refine all layers together, the sums of the vectors by token. Everything is summ
 same vectors give the same codebook wherever processors sum them; a GPU seeds otherwise (``tokenization.device_vectors``).
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from tokenization.cluster_sums import ClusterSums, fraction_bits
 from tokenization.kmeans import LocalSource
 from tokenization.lloyd import Source
 from tokenization.residual import Codes
+from tokenization.threads import threads_or_cores
 from tokenization.vectors import ArrayRows, Extent, FloatArray, Rows, RowsOver, ScaledRows, blocks
 
 _KEPT_VALUES = 2**26
@@ -140,7 +140,7 @@ class LocalVectors(RowsOver):
         sizes = [len(codebook) for codebook in codebooks]
         sums = CodedSums.none(sizes, self.dim, fraction_bits(self.of_rows or self.n))
         codes = np.empty((self.n, len(layers)), np.uint16)
-        threads = self.n_threads or len(os.sched_getaffinity(0))
+        threads = threads_or_cores(self.n_threads)
         for start, stop, block in blocks(self.rows):
             residual, coordinates = block.copy(), unit.forward(block)
             for layer, (nearest, codebook) in enumerate(zip(layers, codebooks, strict=True)):

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FloatArray = npt.NDArray[np.float32]
+LARGEST = 1e38
+"""Values beyond are refused: float32 would not hold their differences."""
 _BLOCK_VALUES = 2**22
 _ROWS_NAMED = 5
 _ROWS_AVERAGED = 1024
@@ -89,6 +91,8 @@ class ArrowRows:
     def __init__(self, column: "pa.ChunkedArray | pa.FixedSizeListArray") -> None:
         import pyarrow as pa
 
+        if not isinstance(column, (pa.ChunkedArray, pa.Array)):
+            raise BadVectors(f"vectors: found an Arrow {type(column).__name__}; give one column of it")
         kind = column.type
         if not pa.types.is_fixed_size_list(kind) or not pa.types.is_floating(kind.value_type) or not kind.list_size:
             raise BadVectors(f"vectors: found an Arrow column of {kind}; cast it to fixed_size_list<float>[dim]")
@@ -125,6 +129,18 @@ def _arrow_matrix(chunk: "pa.FixedSizeListArray") -> npt.NDArray[Any]:
         raise BadVectors("vectors: the Arrow column holds nulls; remove these rows")
     matrix: npt.NDArray[Any] = values.to_numpy(zero_copy_only=True).reshape(len(chunk), -1)
     return matrix
+
+
+def as_rows(vectors: Any) -> Rows:
+    """Rows of an array, a memory map or an Arrow column; rows stay what they are. Raises BadVectors for anything else."""
+    if isinstance(vectors, (ArrayRows, ArrowRows)):
+        return vectors
+    return ArrowRows(vectors) if is_arrow(vectors) else ArrayRows(as_matrix(vectors))
+
+
+def is_arrow(vectors: Any) -> bool:
+    """Whether it is one of pyarrow's; asked without pyarrow, which arrays do not need."""
+    return type(vectors).__module__.startswith("pyarrow")
 
 
 @dataclass(frozen=True)
@@ -206,14 +222,14 @@ def blocks(rows: Rows, width: int = 0) -> Iterator[tuple[int, int, FloatArray]]:
 
 
 def check_finite(block: FloatArray, first_row: int = 0) -> None:
-    """Raise BadVectors that names the rows holding NaN, infinity or a number beyond float32."""
-    if np.isfinite(block.sum(dtype=np.float64)):
+    """Raise BadVectors that names the rows holding NaN, infinity or a number beyond LARGEST."""
+    if not block.size or (block.min() >= -LARGEST and block.max() <= LARGEST):  # of NaN neither is true
         return
-    bad = np.flatnonzero(~np.isfinite(block).all(axis=1)) + first_row
-    if len(bad):
-        named = ", ".join(str(row) for row in bad[:_ROWS_NAMED])
-        more = f" and more ({len(bad)} of this block)" if len(bad) > _ROWS_NAMED else ""
-        raise BadVectors(f"vectors: NaN or infinity (in float32) in row {named}{more}; remove or mend these rows")
+    bad = np.flatnonzero(~(np.abs(block) <= LARGEST).all(axis=1)) + first_row
+    named = ", ".join(str(row) for row in bad[:_ROWS_NAMED])
+    more = f" and more ({len(bad)} of this block)" if len(bad) > _ROWS_NAMED else ""
+    found = f"NaN, infinity or a number beyond {LARGEST:.0e} in row {named}{more}"
+    raise BadVectors(f"vectors: {found}; remove or mend these rows")
 
 
 @dataclass(frozen=True)

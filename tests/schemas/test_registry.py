@@ -178,6 +178,27 @@ def test_killed_while_publishing_the_latest_stays_and_the_next_run_ends_as_a_cle
     assert len(registry.versions("codebook")) == 2
 
 
+def test_metadata_of_any_keys_comes_back_as_json_has_it(registry):
+    artefact = registry.publish("codebook", {"by_size": {2: "b", 10: "a", 1: None}}, {"a": b"x"})
+    assert registry.load("codebook", artefact.version).metadata == {"by_size": {"2": "b", "10": "a", "1": None}}
+
+
+def test_a_file_of_the_manifests_name_is_refused(registry):
+    with pytest.raises(BadInput, match=r"file codebook\.json: the manifest of a codebook has this name"):
+        registry.publish("codebook", {}, {"codebook.json": b"{}"})
+    assert registry.versions("codebook") == []
+    assert list((registry.root / "codebook").iterdir()) == []
+
+
+def test_a_mended_version_is_as_old_as_it_was(registry):
+    first = registry.publish("codebook", {"n": 1}, {"a": b"x"})
+    second = registry.publish("codebook", {"n": 2}, {"a": b"x"})
+    (first.folder / "a").write_bytes(b"damaged")
+    assert registry.publish("codebook", {"n": 1}, {"a": b"x"}, latest=False) == first
+    assert first.file("a").read_bytes() == b"x"
+    assert registry.versions("codebook") == [first.version, second.version]
+
+
 def test_nothing_published_says_so(registry):
     assert registry.latest("release") is None
     with pytest.raises(BadInput, match="no release published yet; run `onerec publish release` first"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.tokenization.vector_cases import KINDS, matrices, matrix, nearly_equal_lengths, square, squared_distances
 from tokenization import arithmetic, candidates
 from tokenization.assignment import BACKENDS, NearestCentroid
-from tokenization.candidates import FaissFinder, Float32Finder, Int8Finder, TorchFinder, quantised
+from tokenization.candidates import WIDEST_INT8, FaissFinder, Float32Finder, Int8Finder, TorchFinder, quantised
 from tokenization.nearest_kernels import OVERFULL
 from tokenization.scratch import Scratch
 from tokenization.shortlist import Shortlist
@@ -66,6 +66,12 @@ def test_a_long_row_does_not_coarsen_the_scores_of_those_beside_it(backend, long
     expected = squared_distances(rows, centroids)
     labels = NearestCentroid(centroids, backend)(rows)
     assert (labels == expected.argmin(axis=1)).all()
+
+
+def test_rows_too_wide_for_8_bit_products_are_compared_in_float32():
+    for dim in (WIDEST_INT8, WIDEST_INT8 + 1, 140_000):  # beyond the first, sums of 127 · 127 leave 32 bits
+        centroids = np.stack([np.ones(dim, np.float32), np.zeros(dim, np.float32)])
+        assert NearestCentroid(centroids, "int8")(np.ones((3, dim), np.float32)).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

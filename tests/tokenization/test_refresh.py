@@ -119,6 +119,29 @@ def test_renumbered_codebooks_decode_to_the_same_vectors_and_undo_a_shuffle() ->
         np.testing.assert_array_equal(one, other)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    rows=st.integers(1, 40),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    data=st.data(),
+)
+@pytest.mark.filterwarnings("ignore:.*of them filled")  # there are often fewer distinct rows than tokens
+def test_a_renumbered_codebook_encodes_as_its_codes_say_also_where_tokens_are_dead_copies(
+    kind: str, rows: int, sizes: list[int], data: st.DataObject
+) -> None:
+    some = matrix(kind, rows, 3, data.draw(st.integers(0, 999)))
+    model = RQKMeans(len(sizes), tuple(sizes), iterations=2).fit(some)
+    numbers = [np.array(data.draw(st.permutations(range(size))), np.uint16) for size in sizes]
+    codebooks, codes = renumbered(model.codebooks_, model.codes_, numbers)
+    for one, other in zip(codebooks, model.codebooks_, strict=True):
+        np.testing.assert_array_equal(np.sort(one, axis=0), np.sort(other, axis=0))
+    again = residual.encode(some, codebooks)
+    np.testing.assert_array_equal(residual.decode(codes, codebooks), model.decode(model.codes_))
+    if kind != "lattice":  # there a row may be as near to two different centroids, of which the first wins
+        np.testing.assert_array_equal(again, codes)
+
+
 def test_a_turned_space_keeps_its_codes() -> None:
     vectors, random = clustered(900, 20, 8, 4), np.random.default_rng(5)
     model = RQKMeans(3, 16, iterations=5).fit(vectors)
@@ -142,5 +165,11 @@ def test_what_cannot_be_done_is_one_line() -> None:
     books = RQKMeans(2, 4, iterations=2).fit(vectors).codebooks_
     with pytest.raises(ValueError, match=r"max_churn 1\.5: must be a share"):
         RQKMeans(2, 4, warm_start_codebooks=books, max_churn=1.5).fit(vectors)
+    for unchanged in (np.ones(10, bool), np.ones(50, bool), np.arange(40), np.ones((40, 1), bool)):
+        for model in (RQKMeans(2, 4, warm_start_codebooks=books, max_churn=0.1), RQKMeans(2, 4, warm_start_codebooks=books)):
+            with pytest.raises(ValueError, match=r"unchanged: found shape .*; needs \(40,\) of bool"):
+                model.fit(vectors, unchanged=unchanged)
+    with pytest.raises(ValueError, match="max_churn 5: must be a share"):
+        RQKMeans(2, 4, max_churn=5).fit(vectors)
     with pytest.raises(ValueError, match="max_churn and balance"):
         RQKMeans(2, 4, warm_start_codebooks=books, max_churn=0.1, balance=1.5).fit(vectors)

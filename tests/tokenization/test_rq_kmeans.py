@@ -4,6 +4,7 @@ import itertools
 import warnings
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -177,6 +178,16 @@ def test_bounded_layers_keep_to_their_bound_and_encoding_stays_the_nearest():
     np.testing.assert_allclose(bounded.inertia_[-1], error, rtol=1e-4)
 
 
+def test_what_a_warm_start_is_told_to_have_changed_is_of_the_bounded_clusters():
+    vectors = matrix("normal", 600, 6, 0)
+    before = RQKMeans(2, 8).fit(vectors)
+    model = RQKMeans(2, 8, warm_start_codebooks=before.codebooks_, balance=1.05).fit(vectors)
+    assert model.refresh_.churn == (model.codes_ != before.codes_).any(axis=1).mean() > 0.1
+    assert (model.refresh_.fitted.codes == model.codes_).all()
+    for one, other in zip(model.refresh_.fitted.codebooks, model.codebooks_, strict=True):
+        assert (one == other).all()
+
+
 def test_with_two_layers_a_beam_is_never_worse_than_greedy_and_with_three_it_may_be():
     worse = {2: 0, 3: 0}
     for seed in range(30):
@@ -197,6 +208,64 @@ def test_a_beam_gives_a_row_the_same_code_in_any_batch():
     alone = np.concatenate([residual.encode_beam(vectors[row : row + 1], codebooks, 4) for row in range(0, 300, 10)])
     assert (whole[::10] == alone).all()
     assert (residual.encode_beam(vectors[::-1], codebooks, 4)[::-1] == whole).all()
+
+
+def test_a_warm_start_says_which_tokens_stay_empty():
+    vectors = np.repeat(matrix("normal", 5, 3, 0), 4, axis=0)
+    with pytest.warns(ConvergenceWarning, match=r"layers of \[8, 4\] tokens, \[5, \d\] of them filled"):
+        RQKMeans(2, (8, 4), warm_start_codebooks=[matrix("normal", 8, 3, 1), matrix("normal", 4, 3, 2)]).fit(vectors)
+
+
+def test_an_arrow_column_is_encoded_like_the_array():
+    vectors, codebooks = matrix("normal", 30, 3, 0), [matrix("normal", 4, 3, 1), matrix("normal", 5, 3, 2)]
+    flat = [pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), 3) for part in (vectors[:7], vectors[7:])]
+    column = pa.chunked_array(flat)
+    codes = residual.encode(vectors, codebooks)
+    assert (residual.encode(column, codebooks) == codes).all()
+    assert (residual.encode_beam(column, codebooks, 3) == residual.encode_beam(vectors, codebooks, 3)).all()
+    assert (residual.residual_norms(column, codes, codebooks) == residual.residual_norms(vectors, codes, codebooks)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    vectors=matrices(), layout=st.sampled_from(["fortran", "reversed", "columns", "float64", "float16"]), seed=st.integers(0, 99)
+)
+@pytest.mark.filterwarnings("ignore:.*of them filled")
+def test_layout_and_type_change_no_code(vectors, layout, seed):
+    if layout == "float16":
+        with np.errstate(over="ignore"):
+            vectors = np.where(np.isfinite(vectors.astype(np.float16)), vectors, 1).astype(np.float16).astype(np.float32)
+    odd = {
+        "fortran": lambda: np.asfortranarray(vectors),
+        "reversed": lambda: np.ascontiguousarray(vectors[::-1])[::-1],
+        "columns": lambda: np.repeat(vectors, 2, axis=1)[:, ::2],
+        "float64": lambda: vectors.astype(np.float64),
+        "float16": lambda: vectors.astype(np.float16),
+    }[layout]()
+    codebooks = [vectors[: 1 + seed % 4] * np.float32(share) for share in (1, 0.5)]
+    assert (residual.encode(odd, codebooks) == residual.encode(vectors, codebooks)).all()
+    assert (residual.encode_beam(odd, codebooks, 2) == residual.encode_beam(vectors, codebooks, 2)).all()
+    one, other = (RQKMeans(2, 3, iterations=2, refinements=2).fit(some) for some in (odd, vectors))
+    assert all((a == b).all() for a, b in zip(one.codebooks_, other.codebooks_, strict=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(vectors=matrices(), bad=st.sampled_from([np.nan, np.inf, -np.inf, 3e38, -1e39, 1e300]), data=st.data())
+def test_a_row_that_cannot_be_held_is_named_at_every_door(vectors, bad, data):
+    row = data.draw(st.integers(0, len(vectors) - 1))
+    some = vectors.astype(np.float64)
+    some[row, data.draw(st.integers(0, vectors.shape[1] - 1))] = bad
+    codebooks = [vectors[:2], vectors[:1]]
+    doors = (
+        lambda: residual.encode(some, codebooks),
+        lambda: residual.encode_beam(some, codebooks, 2),
+        lambda: residual.residual_norms(some, np.zeros((len(some), 2), int), codebooks),
+        lambda: RQKMeans(2, 2).fit(some),
+        lambda: KMeans(2).fit(some),
+    )
+    for door in doors:
+        with pytest.raises(BadVectors, match=rf"NaN, infinity or a number beyond 1e\+38 in row {row};"):
+            door()
 
 
 def test_it_clones_and_transforms():

@@ -1,5 +1,6 @@
 """Limits of a library's threads hold inside and are lifted afterwards."""
 
+import os
 from threading import Thread
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from tokenization.threads import one_blas_thread, one_thread_each
+from tokenization.kmeans import KMeans
+from tokenization.threads import one_blas_thread, one_thread_each, threads_or_cores
 
 
 def blas_threads() -> set[int]:
@@ -23,6 +25,14 @@ def two_threads():
     with threadpool_limits(2, user_api="blas"):
         yield
     torch.set_num_threads(before)
+
+
+def test_threads_are_as_told_or_one_for_each_core_of_the_process():
+    assert threads_or_cores(3) == 3
+    assert threads_or_cores(None) == len(os.sched_getaffinity(0))
+    for threads in (0, -1):
+        with pytest.raises(ValueError, match=rf"threads {threads}: must be at least 1"):
+            KMeans(2, n_threads=threads).fit(np.eye(4))
 
 
 def test_a_failure_inside_lifts_the_limit():

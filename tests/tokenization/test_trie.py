@@ -117,6 +117,12 @@ def test_codes_of_more_than_63_bits_and_of_any_integers_make_the_same_trie():
     assert wide.item_rows.tolist() == sorted(range(300), key=lambda row: (*codes[row], ranks[row], keys[row]))
 
 
+def test_ranks_may_be_numbers_of_any_type():
+    codes = np.zeros((4, 2), int)
+    for ranks in ([0.7, 0.2, -0.5, 0.3], np.array([0.7, 0.2, -0.5, 0.3], np.float32), [7, 2, -5, 3], [70_000, 20_000, 5, 30_000]):
+        assert TokenTrie.build(codes, ranks=ranks).items((0, 0)).tolist() == [2, 1, 3, 0]
+
+
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "altered", "missing", "lying header", "deep header"])
 def test_a_damaged_file_is_named_in_one_line(tmp_path, damage):
     path = tmp_path / "trie.safetensors"
@@ -150,6 +156,8 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, damage):
         ("item_offsets", 0, -1),
         ("offsets", 1, 3),  # the root would have a child of the second depth
         ("depth_starts", 1, 2),
+        ("sizes", 0, 10**9),
+        ("sizes", 1, 2**16 + 1),
     ],
 )
 def test_an_altered_value_is_found_when_the_trie_is_loaded(tmp_path, array, place, value):
@@ -171,6 +179,7 @@ def test_an_altered_value_is_found_when_the_trie_is_loaded(tmp_path, array, plac
         (lambda trie: trie.contains([[1]]), r"needs \(b, 2\)"),
         (lambda trie: trie.walk([[1, 2, 3]]), "depth at most 2"),
         (lambda _: TokenTrie.build(np.array([[9]]), sizes=[4]), "below the sizes"),
+        (lambda _: TokenTrie.build(np.zeros((0, 2), int), sizes=[4, 0]), "below the sizes"),
         (lambda _: TokenTrie.build(np.array([0.5])), "integers"),
     ],
 )

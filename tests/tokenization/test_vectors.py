@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.base import clone
 
 from tests.tokenization.vector_cases import matrix
 from tokenization.kmeans import KMeans, cluster
@@ -63,13 +64,22 @@ def test_columns_that_are_no_vectors_are_refused():
         KMeans(2).fit(pa.array([[1.0, 2.0]]))
     with pytest.raises(BadVectors, match="holds nulls"):
         KMeans(2).fit(pa.array([[1.0, 2.0], None], pa.list_(pa.float32(), 2)))
+    for table in (pa.table([column(vectors)], ["vector"]), pa.record_batch([column(vectors).chunk(0)], ["vector"])):
+        with pytest.raises(BadVectors, match=rf"found an Arrow {type(table).__name__}; give one column of it"):
+            KMeans(2).fit(table)
     with pytest.raises(BadVectors, match="holds nulls"):
         KMeans(2).fit(pa.array([[1.0, None]], pa.list_(pa.float32(), 2)))
 
 
+@pytest.mark.parametrize(
+    "estimator", [KMeans(12, iterations=2), RQKMeans(2, 12, iterations=2, refinements=2)], ids=["one", "layers"]
+)
 @pytest.mark.parametrize("form", ["numpy", "arrow"])
-def test_a_memory_map_is_never_loaded_whole(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_map_is_never_loaded_whole(
+    tmp_path: Path, form: str, estimator: KMeans | RQKMeans, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tokenization.vectors._BLOCK_VALUES", 2**18)
+    monkeypatch.setattr("tokenization.vector_source._KEPT_VALUES", 0)
     rows, dim = 60_000, 64
     path = tmp_path / "vectors"
     if form == "numpy":
@@ -84,11 +94,11 @@ def test_a_memory_map_is_never_loaded_whole(tmp_path: Path, form: str, monkeypat
             for start in range(0, rows, 5000):
                 file.write_table(pa.table([column(matrix("normal", 5000, dim, start))], schema=kind))
         mapped = pa.ipc.open_file(pa.memory_map(str(path))).read_all()["vector"]
-    KMeans(4, iterations=1).fit(matrix("normal", 50, dim, 0))  # compiles
+    clone(estimator).fit(matrix("normal", 50, dim, 0))  # compiles
     arrow_before = pa.total_allocated_bytes()
     tracemalloc.start()
     try:
-        KMeans(12, iterations=2).fit(mapped)
+        estimator.fit(mapped)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
