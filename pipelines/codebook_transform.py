@@ -40,7 +40,8 @@ class TrainCodebook(beam.DoFn):
         rows = read_part(task["training"])
         vectors = vector_matrix(rows["vector"])
         previous = Previous.load(self._work, task["previous"]) if task["previous"] else None
-        steps = section.iterations, len(section.sizes), section.refinements
+        layers = len(section.sizes)
+        steps = section.iterations, layers, section.refinements, layers if section.balance else 0
         with progress_bar(*steps, enabled=task["progress_bar"]) as bar:
             published = published_codes(rows["tokens"], len(section.sizes))
             source = vectors_of(ArrayRows(vectors), max(section.sizes), section.backend)

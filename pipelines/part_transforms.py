@@ -83,17 +83,19 @@ class FusePart(beam.DoFn):
 
 
 class EncodePart(beam.DoFn):
-    """Writes CODED rows, stage ``coded``, for a part of fused vectors (item_id, content_hash, vector)."""
+    """Writes CODED rows, stage ``coded``, for a part of ``rows`` fused vectors in all (item_id, content_hash, vector)."""
 
-    def __init__(self, registry: Path, version: str, work: WorkFolder, backend: Backend = "auto") -> None:
+    def __init__(self, registry: Path, version: str, work: WorkFolder, rows: int, backend: Backend = "auto") -> None:
         self._registry = registry
         self._version = version
         self._work = work
+        self._rows = rows
         self._backend = backend
 
     def setup(self) -> None:
         """Load the codebook, once a worker."""
         self._codebook = load_codebook(Registry(self._registry), self._version)
+        self._encode = self._codebook.encoder(self._rows, self._backend)
 
     def process(self, part: str) -> None:
         """Encode one part."""
@@ -107,7 +109,7 @@ class EncodePart(beam.DoFn):
                 f"item_vectors: fused vectors hold NaN or infinity, of items {named}{more}; "
                 "remove these rows and run `onerec fuse` again"
             )
-        codes = self._codebook.encode(vectors, self._backend)
+        codes = self._encode(vectors)
         norms = self._codebook.residual_norms(vectors, codes)
         columns = [
             rows["item_id"],

@@ -23,7 +23,7 @@ from pipelines.code_collisions import Array, CodedItems, in_words, resolve, spil
 from pipelines.fused_inputs import quoted
 from pipelines.part_transforms import CODED, SPILLED, EncodePart, SpillPart, int_lists, map_parts
 from pipelines.runner import LOCAL, open_pipeline
-from pipelines.work import PART_ROWS, count, execute, query_engine, work_folder
+from pipelines.work import count, execute, query_engine, work_folder
 from schemas.commits import COMMIT_ATTEMPTS, ON_THIS_VERSION, commit_on_newest
 from schemas.errors import BadInput
 from schemas.lake import Lake
@@ -127,11 +127,11 @@ class _Tokenizing:
             ).to_arrow_table()
             wanted = f"SELECT * FROM {fused} ANTI JOIN present USING (item_id, content_hash) ORDER BY item_id"
             parts = work.write_parts("vectors", connection.sql(wanted).to_arrow_reader())
+            new = total - len(kept)
             if self.runner == LOCAL:
-                products = min(total - len(kept), PART_ROWS) * self.codebook.dim * max(self.codebook.sizes)
-                path = described(section.backend, products)
-                self.progress(f"tokenize: {total - len(kept)} of {total} vectors, assignment by {path}")
-            self._map(parts, EncodePart(self.registry.root, version, work, section.backend))
+                path = described(section.backend, new * self.codebook.dim * max(self.codebook.sizes))
+                self.progress(f"tokenize: {new} of {total} vectors, assignment by {path}")
+            self._map(parts, EncodePart(self.registry.root, version, work, new, section.backend))
             items = CodedItems.of(_union(connection, kept, work.parts("coded", CODED)), len(self.codebook.sizes), section, where)
             if len(items.codes) != total:
                 raise RuntimeError(f"{where}: {len(items.codes)} rows of {total} fused vectors")

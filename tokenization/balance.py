@@ -12,16 +12,20 @@ at a balance up to 2 (16 for each place beyond).
 """
 
 import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
+from tokenization.lloyd import Callback, Iteration
 from tokenization.shortlist import Shortlist
 from tokenization.vectors import FloatArray, Rows, blocks, check_finite
 
 TOLERANCE = 0.01
+ITERATIONS = 5
+"""Lloyd's iterations under a cap, after the first assignment, unless told."""
 _CANDIDATES = 8
 _BIDS_A_ROW = 20
 """After so many bids a row ε doubles: rows that are alike would else outbid each other in steps of ε for long."""
@@ -163,18 +167,24 @@ def balance_clusters(
     centroids: FloatArray,
     cap: int,
     *,
-    iterations: int = 5,
+    iterations: int = ITERATIONS,
     tolerance: float = TOLERANCE,
     n_threads: int | None = None,
+    layer: int = 1,
+    callback: Callback | None = None,
 ) -> BalancedClustering:
     """Lloyd's iterations whose assignment has a cap, from centroids (k, dim) on; the iteration of least total error wins.
 
-    A centroid without rows moves to the row that is represented worst. Stops early once the total falls no more.
+    A centroid without rows moves to the row that is represented worst. Stops early once the total falls no more. The callback
+    hears of the first assignment and of each iteration after it, as of ``layer``, with the total of the bounded clusters.
     """
     best: BalancedClustering | None = None
     current = np.ascontiguousarray(centroids, dtype=np.float32)
-    for _ in range(iterations + 1):
+    for number in range(1, iterations + 2):
+        clock = time.perf_counter()
         found = balanced_labels(rows, current, cap, tolerance=tolerance, n_threads=n_threads)
+        if callback:
+            callback(Iteration(layer, number, iterations + 1, found.total, 0, time.perf_counter() - clock, greedy=False))
         if best is not None and not found.total < best.assignment.total:
             break
         best = BalancedClustering(current, found)

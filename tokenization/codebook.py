@@ -17,7 +17,7 @@ from schemas.registry import Artefact, Registry
 from schemas.tokens import MOST_TOKENS
 from tokenization import residual
 from tokenization.assignment import Backend
-from tokenization.residual import Codes
+from tokenization.residual import Codes, Encoder
 from tokenization.vectors import FloatArray
 
 if TYPE_CHECKING:
@@ -50,6 +50,10 @@ class Codebook:
     def encode(self, vectors: Any, backend: Backend = "auto", threads: int | None = None) -> Codes:
         """Greedy codes (n, layers) uint16 of vectors (n, dim), equal to those of the model that was published."""
         return residual.encode(vectors, self.codebooks, backend, threads)
+
+    def encoder(self, rows: int, backend: Backend = "auto") -> Encoder:
+        """What encodes as ``encode`` does, made ready once for many calls about ``rows`` vectors in all."""
+        return Encoder(self.codebooks, rows, backend)
 
     def encode_beam(self, vectors: Any, beam: int = 5) -> Codes:
         """Codes (n, layers) uint16 by beam search."""

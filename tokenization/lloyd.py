@@ -29,7 +29,7 @@ class Iteration:
     """What a callback is told after each iteration: counts from 1; ``inertia`` is of the centroids it started from.
 
     Layer 0 are epochs that all layers are refined in; ``inertia`` is of the centroids they end with then. Not ``greedy``: it is
-    of codes that something else than the distance had a say in.
+    of codes that something else than the distance had a say in: a charge in an epoch, a bound on clusters in a layer.
     """
 
     layer: int

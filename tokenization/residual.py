@@ -25,23 +25,35 @@ def encode(vectors: Any, codebooks: Sequence[FloatArray], backend: Backend = "au
     """Greedy codes (n, layers) uint16 of vectors (n, dim): an array, a memory map or an Arrow column of lists.
 
     A pure function of each row, whatever ``backend`` scores and however many ``threads`` (None: one a core) share the rows.
-
     Raises BadVectors for a wrong dimension, NaN or infinity.
     """
     rows = _rows_of(vectors, codebooks)
-    layers = [NearestCentroid(codebook, backend, threads=1, rows=rows.n) for codebook in codebooks]
-    codes = np.empty((rows.n, len(layers)), np.uint16)
-    threads = threads_or_cores(threads)
-    with one_thread_each(), ThreadPoolExecutor(threads) as pool:
-        for start, stop, block in blocks(rows):
-            check_finite(block, start)
-            # A thread takes all layers of its rows, so none waits for the others between two layers.
-            step = min(max(-(-len(block) // (_PARTS * threads)), _FEWEST_ROWS), _MOST_ROWS)
-            parts = [slice(first, first + step) for first in range(0, len(block), step)]
-            work = [pool.submit(_encode_part, block[part], layers, codes[start:stop][part]) for part in parts]
-            for one in work:
-                one.result()
-    return codes
+    return Encoder(codebooks, rows.n, backend, threads)(rows)
+
+
+class Encoder:
+    """``encode`` for many calls: ``codebooks`` are made ready once. ``rows``: how many all calls together are about, from which
+    ``auto`` chooses its arithmetic (``tokenization.assignment``)."""
+
+    def __init__(self, codebooks: Sequence[FloatArray], rows: int, backend: Backend = "auto", threads: int | None = None) -> None:
+        self._codebooks = codebooks
+        self._layers = [NearestCentroid(codebook, backend, threads=1, rows=rows) for codebook in codebooks]
+        self._threads = threads_or_cores(threads)
+
+    def __call__(self, vectors: Any) -> Codes:
+        """Codes (n, layers) of vectors (n, dim)."""
+        rows = _rows_of(vectors, self._codebooks)
+        codes = np.empty((rows.n, len(self._layers)), np.uint16)
+        with one_thread_each(), ThreadPoolExecutor(self._threads) as pool:
+            for start, stop, block in blocks(rows):
+                check_finite(block, start)
+                # A thread takes all layers of its rows, so none waits for the others between two layers.
+                step = min(max(-(-len(block) // (_PARTS * self._threads)), _FEWEST_ROWS), _MOST_ROWS)
+                parts = [slice(first, first + step) for first in range(0, len(block), step)]
+                work = [pool.submit(_encode_part, block[part], self._layers, codes[start:stop][part]) for part in parts]
+                for one in work:
+                    one.result()
+        return codes
 
 
 def _encode_part(rows: FloatArray, layers: Sequence[NearestCentroid], codes: Codes) -> None:

@@ -102,14 +102,15 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         unchanged: npt.NDArray[np.bool_] | None = None,
         callback: Callback | None = None,
     ) -> "RQKMeans":
-        """Train on X (n, dim). ``callback`` hears of every iteration of a layer, and of every epoch of refinement, or try of
-        a bounded refresh, as layer 0.
+        """Train on X (n, dim). ``callback`` hears of every iteration of a layer, also of those that bound its clusters, and of
+        every epoch of refinement, or try of a bounded refresh, as layer 0.
 
         ``unchanged``, bool (n,), names the rows that ``max_churn`` is about (None: all); the others are new.
         Raises BadVectors (a ValueError) naming rows with NaN or infinity, ValueError for parameters that don't fit.
         """
         rows = rows_of(self, X, reset=True)
-        with progress_bar(self.iterations, self.n_layers, self.refinements, enabled=self.verbose) as bar:
+        bounded = sum(cap is not None for cap in self._caps(rows.n))
+        with progress_bar(self.iterations, self.n_layers, self.refinements, bounded, enabled=self.verbose) as bar:
             source = vectors_of(rows, max(self._sizes()), self.backend, self.n_threads)
             return self.fit_source(source, unchanged=unchanged, callback=all_of(callback, bar))
 
@@ -134,7 +135,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
             fitted = self._fit_freely(source, sizes, start, callback)
         self.n_refinements_ = fitted.epochs
         if any(caps):
-            fitted = self._balanced(source, fitted, caps)
+            fitted = self._balanced(source, fitted, caps, callback)
         if start is not None and self.max_churn is None:
             self.refresh_ = judged(source.encode(scaled(source, source.extent()), start)[1], fitted, unchanged)
         if start is not None:  # without, each layer said so when it was trained
@@ -187,7 +188,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         assert best is not None
         return best
 
-    def _balanced(self, source: VectorSource, fitted: Refined, caps: list[int | None]) -> Refined:
+    def _balanced(self, source: VectorSource, fitted: Refined, caps: list[int | None], callback: Callback | None) -> Refined:
         """Each layer's clusters bounded by its cap, on what the bounded layers before it left."""
         done = Refined([], np.empty_like(fitted.codes), [], fitted.epochs)
         for layer, (codebook, cap) in enumerate(zip(fitted.codebooks, caps, strict=True)):
@@ -197,7 +198,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
                 inertia = sums.distance
                 done.codebooks.append(codebook)
             else:
-                clustering = balance_clusters(left, codebook, cap, n_threads=self.n_threads)
+                clustering = balance_clusters(left, codebook, cap, n_threads=self.n_threads, layer=layer + 1, callback=callback)
                 done.codebooks.append(clustering.centroids)
                 done.codes[:, layer], inertia = clustering.assignment.labels, clustering.assignment.total
             done.inertia.append(inertia)

@@ -139,6 +139,13 @@ def test_the_callback_names_the_layer_and_calls_refinement_layer_0():
     heard = []
     RQKMeans(2, 4, iterations=2, tolerance=0, refinements=1).fit(matrix("normal", 100, 3, 0), callback=heard.append)
     assert [(one.layer, one.iteration) for one in heard] == [(1, 1), (1, 2), (2, 1), (2, 2), (0, 1)]
+    heard.clear()
+    model = RQKMeans(2, 4, iterations=1, refinements=0, balance=(None, 1.2))
+    model.fit(matrix("normal", 100, 3, 0), callback=heard.append)
+    assert [(one.layer, one.iteration) for one in heard[:3]] == [(1, 1), (2, 1), (2, 1)]
+    bounded = [one for one in heard if not one.greedy]
+    assert bounded == heard[2:]
+    assert min(one.inertia for one in bounded) == pytest.approx(model.inertia_[-1])
 
 
 def test_only_the_last_of_fifteen_epochs_has_codes_that_encoding_gives():
@@ -214,6 +221,15 @@ def test_a_warm_start_says_which_tokens_stay_empty():
     vectors = np.repeat(matrix("normal", 5, 3, 0), 4, axis=0)
     with pytest.warns(ConvergenceWarning, match=r"layers of \[8, 4\] tokens, \[5, \d\] of them filled"):
         RQKMeans(2, (8, 4), warm_start_codebooks=[matrix("normal", 8, 3, 1), matrix("normal", 4, 3, 2)]).fit(vectors)
+
+
+def test_an_encoder_gives_the_codes_of_one_call_whatever_its_parts():
+    vectors, codebooks = matrix("normal", 900, 24, 0), [matrix("normal", 300, 24, seed) for seed in (1, 2)]
+    encoder = residual.Encoder(codebooks, len(vectors))
+    whole = residual.encode(vectors, codebooks)
+    assert (np.concatenate([encoder(vectors[start : start + 170]) for start in range(0, 900, 170)]) == whole).all()
+    with pytest.raises(BadVectors, match="2 columns; the codebook was trained on 24"):
+        encoder(np.zeros((1, 2)))
 
 
 def test_an_arrow_column_is_encoded_like_the_array():
