@@ -23,6 +23,8 @@ from scipy.optimize import nnls
 RESULTS = Path(__file__).with_name("results")
 _INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "i8mm")
 """Vector units that decide how fast products of matrices are."""
+_KIND = ("processor", "instructions", "cores")
+"""What figures that are kept together must have in common."""
 
 
 def options(description: str, arguments: Sequence[str] | None = None, parts: Sequence[str] = ()) -> argparse.Namespace:
@@ -122,11 +124,12 @@ def stamp() -> dict[str, str]:
 
 
 def kept_figures(name: str) -> dict[str, Any]:
-    """Figures that were kept of a benchmark; none where they are of another kind of machine."""
+    """Figures that were kept of a benchmark, to keep more beside them. Exits with a line where they are of another kind of
+    machine: hours of them would be lost."""
     path = RESULTS / f"{name}.json"
-    kept = json.loads(path.read_text()) if path.is_file() else {"machine": None}
-    if kept["machine"] == machine():
-        return dict(kept["figures"])
-    if kept["machine"]:
-        progress(f"{path}: of another machine ({kept['machine']}); its figures are not taken over")
-    return {}
+    if not path.is_file():
+        return {}
+    kept = json.loads(path.read_text())
+    if any(kept["machine"].get(key) != value for key, value in machine().items() if key in _KIND):
+        raise SystemExit(f"{path}: of another kind of machine ({kept['machine']}); move it away to keep figures of this one")
+    return dict(kept["figures"])

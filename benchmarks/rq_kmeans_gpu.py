@@ -97,8 +97,8 @@ def assignment(vectors: Floats, job: Job) -> Answer:
     """The assignment of all rows to random ones of them, its products a second, and those of the largest plain product."""
     import torch
 
+    from tokenization.device_nearest import NarrowedRows
     from tokenization.device_vectors import DeviceNearest, DeviceRows
-    from tokenization.fused import NarrowedRows
     from tokenization.vectors import ArrayRows
 
     rows = DeviceRows.of(ArrayRows(vectors), DEVICE)

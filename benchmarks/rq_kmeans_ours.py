@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from benchmarks.rq_kmeans_worker import Answer, Job, timed, with_codebooks
 from tokenization import arithmetic
-from tokenization.kmeans import Iteration, KMeans
+from tokenization.kmeans import KMeans
+from tokenization.lloyd import Iteration
 from tokenization.rq_kmeans import RQKMeans
 
 Floats = npt.NDArray[np.float32]

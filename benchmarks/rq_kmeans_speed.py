@@ -17,6 +17,7 @@ import numpy.typing as npt
 from benchmarks.harness import growth_exponent, progress
 from benchmarks.rq_kmeans_data import Dataset, clustered
 from benchmarks.rq_kmeans_worker import THREADS, Answer, ChildFailed, Job, ask
+from tokenization.residual import left_by
 from tokenization.vectors import ArrayRows, blocks
 
 FIT_PEERS = {
@@ -172,7 +173,9 @@ def seconds_until(trace: Sequence[Sequence[float]], layers: int, error: float) -
 
 def squared_error(vectors: npt.NDArray[Any], answer: Answer) -> float:
     """Sum of squared distances between vectors and what the answer's codes stand for."""
-    return sum(float((block.astype(np.float64) ** 2).sum()) for block in _left(vectors, answer.codebooks, answer.arrays["codes"]))
+    codes, books = answer.arrays["codes"], answer.codebooks
+    left = (left_by(block, codes[start:stop], books) for start, stop, block in blocks(ArrayRows(vectors)))
+    return sum(float((block.astype(np.float64) ** 2).sum()) for block in left)
 
 
 def variance(vectors: npt.NDArray[Any]) -> float:
@@ -200,11 +203,3 @@ def differences(vectors: npt.NDArray[Any], fitted: Answer, ours: Answer, theirs:
         "ours_nearer": int((nearer > 0).sum()),
         "faiss_nearer": int((nearer < 0).sum()),
     }
-
-
-def _left(vectors: npt.NDArray[Any], codebooks: Sequence[npt.NDArray[Any]], codes: npt.NDArray[Any]) -> Any:
-    for start, stop, block in blocks(ArrayRows(vectors)):
-        left = block.copy()
-        for layer, codebook in enumerate(codebooks):
-            left -= codebook[codes[start:stop, layer]]
-        yield left

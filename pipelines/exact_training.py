@@ -22,7 +22,7 @@ from tokenization.assignment import Backend
 from tokenization.cluster_sums import ClusterSums
 from tokenization.modalities import vector_matrix
 from tokenization.neighbours import worth_it
-from tokenization.residual import Codes
+from tokenization.residual import Codes, left_by
 from tokenization.vector_source import Charges, CodedSums
 from tokenization.vectors import Extent, FloatArray, ScaledRows
 
@@ -154,11 +154,11 @@ class PartedResiduals:
 
     def block(self, start: int, stop: int) -> FloatArray:
         """Residuals of rows ``start`` to ``stop``, read by the driver."""
-        return self._subtract(self.vectors.block(start, stop), self.codes[start:stop])
+        return left_by(self.vectors.block(start, stop), self.codes[start:stop], self.codebooks)
 
     def take(self, indices: npt.NDArray[np.int64]) -> FloatArray:
         """Residuals of the rows at ``indices``, fetched by the workers."""
-        return self._subtract(self.vectors.take(indices), self.codes[indices])
+        return left_by(self.vectors.take(indices), self.codes[indices], self.codebooks)
 
     def extent(self) -> Extent:
         """Of all rows."""
@@ -199,12 +199,6 @@ class PartedResiduals:
 
     def _codes_file(self) -> str:
         return f"{self.folder}/codes"
-
-    def _subtract(self, block: FloatArray, codes: Codes) -> FloatArray:
-        left = block.copy()
-        for layer, codebook in enumerate(self.codebooks):
-            left -= codebook[codes[:, layer]]
-        return left
 
 
 def _named(codebooks: Sequence[FloatArray]) -> dict[str, npt.NDArray[Any]]:

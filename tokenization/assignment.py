@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "int8", "float32", "torch", "faiss"]
 """``auto``: 8-bit products where the processor has a unit for them, else float32; the others by name. ``torch`` and ``faiss``
-score with that library, in float32 on the CPU; on a GPU where there is one (``torch``: ``tokenization.fused``; ``faiss``: in
-float32, with its GPU build)."""
+score with that library, in float32 on the CPU; on a GPU where there is one (``torch``: ``tokenization.device_nearest``;
+``faiss``: in float32, with its GPU build)."""
 BACKENDS: tuple[str, ...] = ("auto", "int8", "float32", "torch", "faiss")
 
 _ROWS = 512

@@ -252,7 +252,7 @@ def torch_finder(centroids: FloatArray, squares: npt.NDArray[np.float64]) -> Fin
     import torch
 
     if torch.cuda.is_available():
-        from tokenization.fused import FusedFinder
+        from tokenization.device_nearest import FusedFinder
 
         return FusedFinder(centroids, squares)
     return TorchFinder(centroids, squares)

@@ -1,8 +1,8 @@
 """Vectors that stay on a GPU while k-means and RQ-KMeans train on them (``lloyd.Source``, ``vector_source.VectorSource``).
 
 They are read once. Each iteration takes centroids there and brings means and counts back, each epoch of refinement codes and
-sums by token too; the search is ``tokenization.fused``'s, sums are ``tokenization.device_sums``'s. Labels, sums and inertia are
-those of the host's sources, bit for bit. Three things are a device's own: seeding rounds otherwise (``seeding.seed_centroids``),
+sums by token too; the search is ``tokenization.device_nearest``'s, sums are ``tokenization.device_sums``'s. Labels, sums and
+inertia are those of the host's sources, bit for bit. Three things are a device's own: seeding rounds otherwise (``seeding.seed_centroids``),
 so does what refinement moves centroids by (``device_sums.token_sums``), and every iteration compares with all centroids
 (``lloyd.train``).
 """
@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 
 from tokenization.assignment import LONGEST_ROW, SAFE_NORMS, NearestCentroid, first_of_equal_rows
+from tokenization.device_nearest import FusedFinder, NarrowedRows
 from tokenization.device_sums import DeviceSums
-from tokenization.fused import FusedFinder, NarrowedRows
 from tokenization.residual import Codes
 from tokenization.vector_source import Charges, CodedSums, charged, worst_kept
 from tokenization.vectors import ArrayRows, Extent, FloatArray, Rows, ScaledRows, blocks

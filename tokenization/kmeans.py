@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from tokenization import lloyd
 from tokenization.assignment import Backend, NearestCentroid
 from tokenization.cluster_sums import ClusterSums, fraction_bits
-from tokenization.lloyd import Callback, Iteration, Source, add_assigned
+from tokenization.lloyd import Callback, Source, add_assigned
 from tokenization.neighbours import LastLabels, NearestNeighbour
 from tokenization.progress import progress_bar
 from tokenization.threads import threads_or_cores
@@ -30,8 +30,6 @@ from tokenization.vectors import (
     check_finite,
     is_arrow,
 )
-
-__all__ = ["Callback", "Clustering", "Iteration", "KMeans", "LocalSource", "cluster", "cluster_source"]
 
 
 @dataclass(frozen=True)

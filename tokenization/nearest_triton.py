@@ -1,7 +1,7 @@
 """The two smallest scores of each row: products and their minimum in one kernel, so that the n × k scores are never written.
 
 Packages' kernels of this kind (flash-kmeans, fastkmeans) give the smallest score alone, in whatever precision the tensor cores
-have. The runner-up is what says whether that precision was enough (``tokenization.fused``).
+have. The runner-up is what says whether that precision was enough (``tokenization.device_nearest``).
 """
 
 from contextlib import nullcontext

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from tokenization.lloyd import Callback, Iteration
-from tokenization.residual import Codes
+from tokenization.residual import Codes, left_by
 from tokenization.vector_source import CodedSums, VectorSource
 from tokenization.vectors import FloatArray, ScaledRows, device_of, scaled
 
@@ -240,9 +240,6 @@ def _repaired(rows: VectorSource, found: Encoded, worst: npt.NDArray[np.int64]) 
     for layer, codebook in enumerate(codebooks):
         empty = np.flatnonzero(np.bincount(found.codes[:, layer], minlength=len(codebook)) == 0)
         chosen = worst[taken : taken + len(empty)]
-        residual = rows.take(chosen).copy()
-        for before in range(layer):
-            residual -= found.codebooks[before][found.codes[chosen, before]]
-        codebook[empty[: len(chosen)]] = residual
+        codebook[empty[: len(chosen)]] = left_by(rows.take(chosen), found.codes[chosen], found.codebooks[:layer])
         taken += len(chosen)
     return codebooks

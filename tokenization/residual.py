@@ -67,6 +67,15 @@ def _encode_part(rows: FloatArray, layers: Sequence[NearestCentroid], codes: Cod
         subtract_listed(left, nearest.centroids, tokens)
 
 
+def left_by(vectors: FloatArray, codes: npt.NDArray[Any], codebooks: Sequence[FloatArray]) -> FloatArray:
+    """What the codes (n, layers) leave of vectors (n, dim) float32: the layers' centroids subtracted one after the other, so
+    that each layer is given, bit by bit, what ``encode`` gives it. The vectors themselves where there are no codebooks."""
+    left = vectors.copy() if len(codebooks) else vectors
+    for layer, codebook in enumerate(codebooks):
+        left -= codebook[codes[:, layer]]
+    return left
+
+
 def encode_beam(vectors: Any, codebooks: Sequence[FloatArray], beam: int = 5) -> Codes:
     """Codes (n, layers) uint16 by beam search: after each layer the ``beam`` prefixes of smallest error live on, and the
     best of the last layer's is the code (ties: the smaller code). A pure function of each row, decided in float64.

@@ -37,18 +37,23 @@ RELAXATION = 1.5
 class RQKMeans(TransformerMixin, BaseEstimator):
     """Residual k-means quantiser: float vectors in, ``n_layers`` uint16 tokens out.
 
-    Parameters: ``n_layers``; ``codebook_size``, one size for all layers or a tuple with one a layer (at most 65,536);
-    ``iterations``, ``seed``, ``backend``, ``tolerance``, ``n_init``, ``n_threads`` as in ``KMeans``, for each layer;
-    ``refinements``, so many epochs of joint refinement after that (0: none; each compares every row with every token of every
-    layer once; they reach as far from ten iterations a layer as from 25; up to three more where the last is of no use), and
-    their ``evenness`` (``tokenization.refinement``; 0: none), whose default evens the tokens at an error below that of the layers
-    alone; ``balance``, None or, for all layers or in a tuple with one a layer, how many times the mean cluster the largest may
-    be (at least 1);
-    ``warm_start_codebooks``, a list of arrays (size, dim), to start from a previous version: all layers are refined together from
-    there, by at most WARM_REFINEMENTS plain epochs, or, with ``refinements=0``, each is clustered anew from its own. Refining
-    keeps more codes, since clustering the first layer alone undoes its refinement; ``max_churn``, with a warm start, the largest
-    share of rows whose code may differ from the one that the warm start's codebooks give them: one epoch of refinement then, gone
-    as far as that allows (``tokenization.refresh``; not with ``balance``); ``verbose``, a progress bar on standard error.
+    Parameters:
+
+    * ``n_layers``; ``codebook_size``, one for all layers or a tuple with one a layer, at most 65,536 tokens each;
+    * ``iterations``, ``seed``, ``backend``, ``tolerance``, ``n_init``, ``n_threads``: as in ``KMeans``, for each layer;
+    * ``refinements``: epochs of joint refinement after the layers' own iterations. Each compares every row with every token of
+      every layer once; up to three more follow where the last is of no use; 0, or one layer: none. They reach as far from ten
+      iterations a layer as from 25;
+    * ``evenness``, from 0 (none) to 1: how strongly refinement evens the tokens (``tokenization.refinement``). The default does
+      so at an error below that of the layers alone. A warm start ignores it;
+    * ``balance``: None, or how many times the mean cluster the largest may be, at least 1; one for all layers or one a layer;
+    * ``warm_start_codebooks``: arrays (size, dim), one a layer, of a previous version to start from. All layers are refined
+      together from there, by at most WARM_REFINEMENTS plain epochs, or, with ``refinements=0``, each is clustered anew from its
+      own. Refining keeps more codes, since clustering the first layer alone undoes its refinement;
+    * ``max_churn``: the largest share of rows whose code may differ from the one that the warm start's codebooks give them. One
+      epoch of refinement then, gone as far as that allows (``tokenization.refresh``). Without a warm start there is nothing to
+      bound; not with ``balance``;
+    * ``verbose``: a progress bar on standard error.
 
     Attributes: ``codebooks_``, a list of float32 (size, dim); ``codes_`` uint16 (n, n_layers) of the training rows, equal
     to ``encode`` of them; ``inertia_``, the sum of squared residuals after each layer; ``n_iter_``, iterations by layer;

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tokenization.assignment import float64_bound
 from tokenization.collisions import over_full
 from tokenization.metrics import prefix_keys
-from tokenization.residual import Codes, check_codes, residual_norms
+from tokenization.residual import Codes, check_codes, left_by, residual_norms
 from tokenization.vectors import ArrayRows, BadVectors, FloatArray, as_matrix, check_finite
 
 _BLOCK_SCORES = 2**21
@@ -103,10 +103,8 @@ class _LastLayer:
     def look(self, vectors_BD: FloatArray, codes_BL: npt.NDArray[Any]) -> None:
         """Take up a block."""
         check_finite(vectors_BD)
-        for layer, codebook in enumerate(self._earlier):  # in encode's own order and arithmetic
-            vectors_BD = vectors_BD - codebook[codes_BL[:, layer]]
         self._own_B = codes_BL[:, -1].astype(np.int64)
-        self._residual_BD = vectors_BD.astype(np.float64)
+        self._residual_BD = left_by(vectors_BD, codes_BL, self._earlier).astype(np.float64)
         self._score_BK = self._square_K - 2 * self._residual_BD @ self._centroids_KD.T
         norm_B = np.sqrt(np.einsum("bd,bd->b", self._residual_BD, self._residual_BD))
         largest = float(np.sqrt(self._square_K.max()))

@@ -16,7 +16,7 @@ from tokenization.assignment import Backend, NearestCentroid
 from tokenization.cluster_sums import ClusterSums, fraction_bits
 from tokenization.kmeans import LocalSource
 from tokenization.lloyd import Source
-from tokenization.residual import Codes
+from tokenization.residual import Codes, left_by
 from tokenization.threads import threads_or_cores
 from tokenization.vectors import ArrayRows, Extent, FloatArray, Rows, RowsOver, ScaledRows, blocks
 
@@ -161,16 +161,8 @@ class ResidualRows(RowsOver):
 
     def block(self, start: int, stop: int) -> FloatArray:
         """Residuals of rows ``start`` to ``stop``."""
-        return self._subtract(self.rows.block(start, stop), self.codes[start:stop])
+        return left_by(self.rows.block(start, stop), self.codes[start:stop], self.codebooks)
 
     def take(self, indices: npt.NDArray[np.int64]) -> FloatArray:
         """Residuals of the rows at ``indices``."""
-        return self._subtract(self.rows.take(indices), self.codes[indices])
-
-    def _subtract(self, block: FloatArray, codes: Codes) -> FloatArray:
-        if not self.codebooks:
-            return block
-        left = block.copy()
-        for layer, codebook in enumerate(self.codebooks):
-            left -= codebook[codes[:, layer]]
-        return left
+        return left_by(self.rows.take(indices), self.codes[indices], self.codebooks)

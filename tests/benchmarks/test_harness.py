@@ -73,5 +73,9 @@ def test_kept_figures_are_those_of_this_machine(tmp_path, monkeypatch):
     harness.finish("subject", {"figure": 1.5}, [], keep=True)
     assert harness.kept_figures("subject") == {"figure": 1.5}
     here = harness.machine()
-    monkeypatch.setattr(harness, "machine", lambda: here | {"cores": 1000})
-    assert harness.kept_figures("subject") == {}
+    monkeypatch.setattr(harness, "machine", lambda: here | {"memory_gib": 0.5})
+    assert harness.kept_figures("subject") == {"figure": 1.5}
+    for key, value in (("cores", 1000), ("instructions", ["amx_int8"]), ("processor", "another")):
+        monkeypatch.setattr(harness, "machine", lambda told={key: value}: here | told)
+        with pytest.raises(SystemExit, match=r"subject\.json: of another kind of machine .*; move it away"):
+            harness.kept_figures("subject")

@@ -1,4 +1,7 @@
-"""What stands in for the fused kernel where it would be interpreted, which is slow; it has tests of its own (``test_fused``)."""
+"""What stands in for the fused kernel where it would be interpreted, which is slow.
+
+The kernel has tests of its own (``test_device_nearest``).
+"""
 
 import torch
 

@@ -1,6 +1,6 @@
 """Training in a GPU's memory, against the host's; where there is no GPU, on PyTorch's CPU device.
 
-There the products are PyTorch's too: the kernel, interpreted, is slow, and has tests of its own (``test_fused``).
+There the products are PyTorch's too: the kernel, interpreted, is slow, and has tests of its own (``test_device_nearest``).
 """
 
 import gc

@@ -69,10 +69,14 @@ def test_greedy_encoding_is_that_of_the_definition(kind, seed):
     assert (residual.encode(vectors, codebooks) == greedy_by_hand(vectors, codebooks)).all()
 
 
-@settings(max_examples=25, deadline=None)
-@given(beam=st.integers(2, 12), seed=st.integers(0, 999))
-def test_beam_search_keeps_the_best_prefixes_of_each_depth(beam, seed):
-    vectors, codebooks = matrix("normal", 12, 5, seed), [matrix("normal", size, 5, seed + size) for size in (3, 4, 5)]
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(("normal", "lattice", "duplicates", "constant column", "huge", "tiny", "zeros")),
+    beam=st.integers(2, 12),
+    seed=st.integers(0, 999),
+)
+def test_beam_search_keeps_the_best_prefixes_of_each_depth(kind, beam, seed):
+    vectors, codebooks = matrix(kind, 12, 5, seed), [matrix(kind, size, 5, seed + size) for size in (3, 4, 5)]
     found = residual.encode_beam(vectors, codebooks, beam)
     assert [tuple(code) for code in found.tolist()] == [beam_by_hand(vector, codebooks, beam) for vector in vectors]
 

@@ -16,7 +16,7 @@ from tests.tokenization.gpu_cases import by_pytorch
 from tests.tokenization.vector_cases import KINDS, matrices, matrix, nearly_equal_lengths, squared_distances
 from tokenization.assignment import NearestCentroid
 from tokenization.candidates import FINDERS
-from tokenization.fused import FusedFinder
+from tokenization.device_nearest import FusedFinder
 from tokenization.scratch import Scratch
 
 ROOT = Path(__file__).resolve().parents[2]
