@@ -2,9 +2,9 @@
 
 They are read once. Each iteration takes centroids there and brings means and counts back, each epoch of refinement codes and
 sums by token too; the search is ``tokenization.device_nearest``'s, sums are ``tokenization.device_sums``'s. Labels, sums and
-inertia are those of the host's sources, bit for bit. Three things are a device's own: seeding rounds otherwise (``seeding.seed_centroids``),
-so does what refinement moves centroids by (``device_sums.token_sums``), and every iteration compares with all centroids
-(``lloyd.train``).
+inertia are those of the host's sources, bit for bit. Three things are a device's own: seeding rounds otherwise
+(``seeding.seed_centroids``), so does what refinement moves centroids by (``device_sums.token_sums``), and every iteration
+compares with all centroids (``lloyd.train``).
 """
 
 import warnings
