@@ -36,7 +36,10 @@ def options(description: str, arguments: Sequence[str] | None = None, parts: Seq
     if parts:
         said = "measure these only; with --keep, beside what was kept of the others on this kind of machine"
         parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help=said)
-    return parser.parse_args(arguments)
+    chosen = parser.parse_args(arguments)
+    if chosen.quick and chosen.keep:
+        parser.error("--keep keeps figures of the whole work; leave --quick out")
+    return chosen
 
 
 def progress(message: str) -> None:

@@ -141,7 +141,7 @@ def main(plan: Plan | None = None) -> None:
     """Measure and print."""
     chosen = options(__doc__ or "", parts=PARTS)
     packages = ["numpy", "scipy", "scikit-learn", "torch", *packages_distributions()["faiss"], "sentence-transformers"]
-    figures = kept_figures(NAME) if chosen.keep and not chosen.quick else {}
+    figures = kept_figures(NAME) if chosen.keep else {}
     with tempfile.TemporaryDirectory(prefix="rq-kmeans-") as folder:
         benchmark = Benchmark(plan or (QUICK if chosen.quick else FULL), chosen.seed, Path(folder))
         for part in chosen.parts:

@@ -144,12 +144,13 @@ def growth(plan: Growth, folder: Path, seed: int) -> dict[str, Any]:
 
     Medians of rounds that each go over all sizes: a minute in which the machine is slow falls on every size alike.
     """
+    shapes = {(rows, dim) for name in "nkd" for _, (rows, dim, _) in plan.sizes(name)}
+    made = {(rows, dim): clustered(folder, rows, dim, (1,), seed) for rows, dim in shapes}
     seconds = {name: {size: [0.0] * plan.rounds for size, _ in plan.sizes(name)} for name in ("n", "k", "d")}
     for number in range(plan.rounds):
         for name, by in seconds.items():
             for size, (rows, dim, clusters) in plan.sizes(name):
-                data = clustered(folder, rows, dim, (clusters,), seed)
-                job = Job("ours_growth", str(data.vectors), data.sizes, plan.iterations, seed)
+                job = Job("ours_growth", str(made[rows, dim].vectors), (clusters,), plan.iterations, seed)
                 by[size][number] = ask(job, folder).numbers["seconds"]
             found = {size: times[number] for size, times in by.items()}
             progress(f"round {number + 1}, one layer's seconds by {name}: {found}")
@@ -191,9 +192,7 @@ def differences(vectors: npt.NDArray[Any], fitted: Answer, ours: Answer, theirs:
     first = (one[rows] != other[rows]).argmax(axis=1)
     nearer = np.zeros(len(rows), np.int64)
     for place, (row, layer) in enumerate(zip(rows, first, strict=True)):
-        left = vectors[row].astype(np.float32)
-        for before in range(layer):
-            left = left - fitted.codebooks[before][one[row, before]]
+        left = left_by(vectors[row : row + 1].astype(np.float32), one[row : row + 1], fitted.codebooks[:layer])
         book = fitted.codebooks[layer].astype(np.float64)
         distances = ((left.astype(np.float64) - book[[one[row, layer], other[row, layer]]]) ** 2).sum(axis=1)
         nearer[place] = np.sign(distances[1] - distances[0])

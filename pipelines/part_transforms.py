@@ -17,6 +17,12 @@ from tokenization.encoders.base import KINDS
 from tokenization.fusion_model import load_fusion
 from tokenization.modalities import by_kind, presence, vector_matrix
 from tokenization.spilling import spill
+from tokenization.vectors import LARGEST, rows_beyond
+
+_NAMED = 5
+"""Items that a message names."""
+_LISTED_VALUES = 2**30
+"""Values of a piece of a list column, whose offsets have 32 bits."""
 
 FUSED = pa.schema(
     [
@@ -35,10 +41,6 @@ CODED = pa.schema(
     ]
 )
 
-_NAMED = 5
-"""Items that a message names."""
-_LISTED_VALUES = 2**30
-"""Values of a piece of a list column, whose offsets have 32 bits."""
 SPILL = pa.schema(
     [
         ("row", pa.int64()),
@@ -101,12 +103,12 @@ class EncodePart(beam.DoFn):
         """Encode one part."""
         rows = read_part(part)
         vectors = vector_matrix(rows["vector"], self._codebook.dim)
-        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        bad = rows_beyond(vectors)
         if len(bad):
             named = ", ".join(rows["item_id"].take(pa.array(bad[:_NAMED])).to_pylist())
             more = " and more" if len(bad) > _NAMED else ""
             raise BadInput(
-                f"item_vectors: fused vectors hold NaN or infinity, of items {named}{more}; "
+                f"item_vectors: fused vectors hold NaN, infinity or a number beyond {LARGEST:.0e}, of items {named}{more}; "
                 "remove these rows and run `onerec fuse` again"
             )
         codes = self._encode(vectors)

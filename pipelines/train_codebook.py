@@ -39,6 +39,7 @@ STEP = "train-codebook"
 _OF_TOKENIZE = {"collisions", "collision_cap", "collision_max_error", "collision_suffixes"}
 """Settings that do not touch the codebook."""
 _HASHED_AT_ONCE = 65_536
+_LARGE_PAIRS = pa.schema([("item_a", pa.large_string()), ("item_b", pa.large_string())])
 
 
 def run(
@@ -250,8 +251,9 @@ def _fingerprint(section: CodebookSection, version: str, rows: pa.Table, pairs: 
     """What decides the codebook and its metrics, but for the one it starts from."""
     described = {"codebook": section.model_dump(mode="json", exclude=_OF_TOKENIZE), "fusion_version": version}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    ordered = pairs.sort_by([("item_a", "ascending"), ("item_b", "ascending")])
-    for table in (rows.select(["item_id", "content_hash", "category"]), ordered.select(["item_a", "item_b"])):
+    both = pairs.select(["item_a", "item_b"]).cast(_LARGE_PAIRS)  # sorting joins a column, which may pass 2 GiB
+    ordered = both.sort_by([("item_a", "ascending"), ("item_b", "ascending")])
+    for table in (rows.select(["item_id", "content_hash", "category"]), ordered):
         for batch in table.to_batches(max_chunksize=_HASHED_AT_ONCE):
             for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 digest.update(json.dumps(values).encode())

@@ -84,13 +84,13 @@ class Registry:
         Killed at any moment, it leaves either no artefact or a whole one. One of the same content that was damaged is replaced.
         """
         folder = self.root / _checked(kind, "kind")
+        if f"{kind}.json" in files:
+            raise BadInput(f"file {kind}.json: the manifest of a {kind} has this name; give the file another")
         folder.mkdir(parents=True, exist_ok=True)
         staging = folder / f".staging-{uuid.uuid4().hex}"
         staging.mkdir()
         try:
             listed = {_checked(name, "file"): _place(content, staging / name) for name, content in sorted(files.items())}
-            if f"{kind}.json" in listed:
-                raise BadInput(f"file {kind}.json: the manifest of a {kind} has this name; give the file another")
             # As it will be read: JSON makes texts of all keys, which may change their order.
             body = {"kind": kind, "metadata": json.loads(json.dumps(dict(metadata))), "files": listed}
             version = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:12]
@@ -116,8 +116,10 @@ class Registry:
                 raise
             if not self._is_whole(kind, version):
                 manifest = staging / f"{kind}.json"
-                if (damaged := target / manifest.name).is_file():  # a mended version is as old as it was
-                    os.utime(manifest, ns=(damaged.stat().st_atime_ns, damaged.stat().st_mtime_ns))
+                if times := [
+                    path.stat().st_mtime_ns for path in target.iterdir()
+                ]:  # a mended version is as old as what is left of it
+                    os.utime(manifest, ns=(min(times), min(times)))
                 for path in [*(path for path in staging.iterdir() if path != manifest), manifest]:
                     os.replace(path, target / path.name)
                 sync_folder(target)

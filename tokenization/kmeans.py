@@ -18,16 +18,15 @@ from tokenization.neighbours import LastLabels, NearestNeighbour
 from tokenization.progress import progress_bar
 from tokenization.threads import threads_or_cores
 from tokenization.vectors import (
-    ArrayRows,
-    ArrowRows,
     BadVectors,
     Extent,
     FloatArray,
     Rows,
     RowsOver,
     ScaledRows,
+    as_rows,
     blocks,
-    check_finite,
+    check_vectors,
     is_arrow,
 )
 
@@ -87,7 +86,8 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any = None, *, callback: Callback | None = None) -> "KMeans":  # noqa: ARG002
-        """Cluster the rows of X (n, dim). Raises BadVectors (a ValueError) naming rows with NaN or infinity."""
+        """Cluster the rows of X (n, dim). Raises BadVectors (a ValueError) naming rows with NaN or infinity,
+        or a column with values beyond 1e38."""
         rows = rows_of(self, X, reset=True)
         with progress_bar(self.iterations, enabled=self.verbose) as bar:
             result = self._clustered(rows, lloyd.all_of(callback, bar))
@@ -119,7 +119,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         nearest = NearestCentroid(self.centroids_, self.backend, self.n_threads, rows.n)
         labels = np.empty(rows.n, np.int32)
         for start, stop, block in blocks(rows):
-            check_finite(block, start)
+            check_vectors(block, start)
             labels[start:stop] = nearest(block)
         return labels
 
@@ -130,8 +130,8 @@ def rows_of(estimator: Any, X: Any, *, reset: bool) -> Rows:
     Only finiteness is left to be checked, block by block with row numbers.
     """
     if not is_arrow(X):
-        return ArrayRows(_validated(estimator, X, reset=reset))
-    rows = ArrowRows(X)
+        return as_rows(_validated(estimator, X, reset=reset))
+    rows = as_rows(X)
     if reset:
         estimator.n_features_in_ = rows.dim
     elif rows.dim != estimator.n_features_in_:

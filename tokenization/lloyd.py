@@ -138,7 +138,8 @@ def train(
         raise ValueError("n_clusters, iterations and n_init must be at least 1, tolerance at least 0")
     if source.n < 1:
         raise BadVectors("vectors: found 0 rows; k-means needs at least 1")
-    unit = scaled(source, source.extent())
+    extent = source.extent()
+    unit = scaled(source, extent.checked() if layer == 1 else extent)  # what a layer leaves may lie beyond what vectors may hold
     best: Trained[Labels] | None = None
     for run in range(n_init if init is None else 1):
         if init is None:

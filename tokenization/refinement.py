@@ -69,7 +69,7 @@ def refine(
     after the last layer, nor the number of tokens in use on any layer. The callback hears of each epoch as of an iteration of
     layer 0, with the error of its codes; charged ones are not those that encoding gives (``Iteration.greedy``).
     """
-    unit = scaled(source, source.extent())
+    unit = scaled(source, source.extent().checked())
     start, _ = filled(source, unit, encoded(source, unit, list(codebooks)))
     current = best = start
     crowds = [layer.counts.astype(np.float64) for layer in start.sums.layers]

@@ -62,7 +62,7 @@ def refreshed(
     for a share outside 0 to 1, or ``unchanged`` of another shape or type.
     """
     check_bounds(source.n, max_churn, unchanged)
-    unit = scaled(source, source.extent())
+    unit = scaled(source, source.extent().checked())
     start = encoded(source, unit, list(previous))
     whole, _ = filled(source, unit, start)
     target = refitted(whole.codebooks, whole.codes, whole.totals(unit), device_of(source))
@@ -100,7 +100,8 @@ def judged(before: Codes, found: Encoded | Refined, unchanged: npt.NDArray[np.bo
     differs = before[rows] != found.codes[rows]
     whole = float(differs.any(axis=1).mean()) if len(differs) else 0.0
     layers = differs.mean(axis=0).tolist() if len(differs) else [0.0] * before.shape[1]
-    return Refresh(Refined(found.codebooks, found.codes, found.inertia, int(share > 0)), whole, layers, share)
+    epochs = found.epochs if isinstance(found, Refined) else 1
+    return Refresh(Refined(found.codebooks, found.codes, found.inertia, epochs), whole, layers, share)
 
 
 def _between(
@@ -159,22 +160,32 @@ def renumbered(
 ) -> tuple[list[FloatArray], Codes]:
     """Codebooks and codes (n, layers) with token t of layer l called ``numbers[l][t]``; they decode to the same vectors.
 
-    Of equal centroids the first, which is the only one that rows have, gets the lowest of their numbers: it stays the first.
+    Of equal centroids the first is the only one that rows have, and must stay the first. Tokens without rows exchange their
+    numbers so that copies of a used one come after it; where too few are left for that, the used one takes that of a copy.
     """
     moved = [np.empty_like(codebook) for codebook in codebooks]
     renamed = np.empty_like(codes)
     for layer, told in enumerate(numbers):
-        number = _in_order_where_equal(codebooks[layer], told)
+        used = np.bincount(codes[:, layer], minlength=len(told)) > 0
+        number = _in_order_where_equal(codebooks[layer], used, told)
         moved[layer][number] = codebooks[layer]
         renamed[:, layer] = number[codes[:, layer]]
     return moved, renamed
 
 
-def _in_order_where_equal(codebook: FloatArray, numbers: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
-    """The same numbers (size,), ascending within each set of equal centroids (size, dim)."""
+def _in_order_where_equal(
+    codebook: FloatArray, used: npt.NDArray[np.bool_], numbers: npt.NDArray[np.uint16]
+) -> npt.NDArray[np.uint16]:
+    """The same numbers (size,), ascending within each set of equal centroids (size, dim); those of ``used`` tokens (size,) stay
+    where that is possible."""
     group = np.unique(codebook + np.float32(0), axis=0, return_inverse=True)[1].reshape(-1)
+    above = np.full(len(codebook), -1, np.int64)  # what the number of a copy must exceed, by group
+    above[group[used]] = numbers[used]
+    unused = np.flatnonzero(~used)
+    dealt = numbers.copy()
+    dealt[unused[np.argsort(above[group[unused]], kind="stable")]] = np.sort(numbers[unused])
     ordered = np.empty_like(numbers)
-    ordered[np.argsort(group, kind="stable")] = numbers[np.lexsort([numbers, group])]
+    ordered[np.argsort(group, kind="stable")] = dealt[np.lexsort([dealt, group])]
     return ordered
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tokenization.assignment import Backend, NearestCentroid
 from tokenization.shortlist import Shortlist
 from tokenization.threads import one_thread_each, threads_or_cores
-from tokenization.vectors import BadVectors, FloatArray, Rows, as_rows, blocks, check_finite
+from tokenization.vectors import BadVectors, FloatArray, Rows, as_rows, blocks, check_vectors
 
 Codes = npt.NDArray[np.uint16]
 
@@ -25,7 +25,7 @@ def encode(vectors: Any, codebooks: Sequence[FloatArray], backend: Backend = "au
     """Greedy codes (n, layers) uint16 of vectors (n, dim): an array, a memory map or an Arrow column of lists.
 
     A pure function of each row, whatever ``backend`` scores and however many ``threads`` (None: one a core) share the rows.
-    Raises BadVectors for a wrong dimension, NaN or infinity.
+    Raises BadVectors for a wrong dimension, NaN, infinity or values beyond 1e38.
     """
     rows = _rows_of(vectors, codebooks)
     return Encoder(codebooks, rows.n, backend, threads)(rows)
@@ -46,7 +46,7 @@ class Encoder:
         codes = np.empty((rows.n, len(self._layers)), np.uint16)
         with one_thread_each(), ThreadPoolExecutor(self._threads) as pool:
             for start, stop, block in blocks(rows):
-                check_finite(block, start)
+                check_vectors(block, start)
                 # A thread takes all layers of its rows, so none waits for the others between two layers.
                 step = min(max(-(-len(block) // (_PARTS * self._threads)), _FEWEST_ROWS), _MOST_ROWS)
                 parts = [slice(first, first + step) for first in range(0, len(block), step)]
@@ -93,7 +93,7 @@ def encode_beam(vectors: Any, codebooks: Sequence[FloatArray], beam: int = 5) ->
     layers = [Shortlist(codebook) for codebook in codebooks]
     codes = np.empty((rows.n, len(layers)), np.uint16)
     for start, stop, block in blocks(rows, width=4 * beam * rows.dim):
-        check_finite(block, start)
+        check_vectors(block, start)
         codes[start:stop] = _beam_block(block.astype(np.float64), layers, beam)
     return codes
 
@@ -135,7 +135,7 @@ def residual_norms(vectors: Any, codes: Any, codebooks: Sequence[FloatArray]) ->
         raise BadVectors(f"found {len(checked)} codes for {rows.n} vectors; needs one each")
     norms = np.empty(rows.n, np.float32)
     for start, stop, block in blocks(rows):
-        check_finite(block, start)
+        check_vectors(block, start)
         difference = block.astype(np.float64) - decode(checked[start:stop], codebooks)
         norms[start:stop] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
     return norms

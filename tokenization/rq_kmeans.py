@@ -111,7 +111,8 @@ class RQKMeans(TransformerMixin, BaseEstimator):
         every epoch of refinement, or try of a bounded refresh, as layer 0.
 
         ``unchanged``, bool (n,), names the rows that ``max_churn`` is about (None: all); the others are new.
-        Raises BadVectors (a ValueError) naming rows with NaN or infinity, ValueError for parameters that don't fit.
+        Raises BadVectors (a ValueError) naming rows with NaN or infinity or a column with values beyond 1e38, ValueError for
+        parameters that don't fit.
         """
         rows = rows_of(self, X, reset=True)
         bounded = sum(cap is not None for cap in self._caps(rows.n))
@@ -143,7 +144,7 @@ class RQKMeans(TransformerMixin, BaseEstimator):
             fitted = self._balanced(source, fitted, caps, callback)
         if start is not None and self.max_churn is None:
             self.refresh_ = judged(source.encode(scaled(source, source.extent()), start)[1], fitted, unchanged)
-        if start is not None:  # without, each layer said so when it was trained
+        if not any(self.n_iter_):  # else each layer said so when it was clustered
             _warn_of_dead_tokens(fitted)
         self.codebooks_, self.codes_, self.inertia_ = fitted.codebooks, fitted.codes, fitted.inertia
         return self

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 LARGEST = 1e38
-"""Values beyond are refused: float32 would not hold their differences."""
+"""Vectors of values beyond are refused: float32 would not hold what the first layers leave of them."""
 _BLOCK_VALUES = 2**22
 _ROWS_NAMED = 5
 _ROWS_AVERAGED = 1024
@@ -222,14 +222,28 @@ def blocks(rows: Rows, width: int = 0) -> Iterator[tuple[int, int, FloatArray]]:
 
 
 def check_finite(block: FloatArray, first_row: int = 0) -> None:
-    """Raise BadVectors that names the rows holding NaN, infinity or a number beyond LARGEST."""
-    if not block.size or (block.min() >= -LARGEST and block.max() <= LARGEST):  # of NaN neither is true
-        return
-    bad = np.flatnonzero(~(np.abs(block) <= LARGEST).all(axis=1)) + first_row
-    named = ", ".join(str(row) for row in bad[:_ROWS_NAMED])
-    more = f" and more ({len(bad)} of this block)" if len(bad) > _ROWS_NAMED else ""
-    found = f"NaN, infinity or a number beyond {LARGEST:.0e} in row {named}{more}"
-    raise BadVectors(f"vectors: {found}; remove or mend these rows")
+    """Raise BadVectors that names the rows (counted from ``first_row``) holding NaN, infinity or a number beyond float32."""
+    _check(block, first_row, float(np.finfo(np.float32).max), "NaN or infinity (in float32)")
+
+
+def check_vectors(block: FloatArray, first_row: int = 0) -> None:
+    """``check_finite``, for vectors that are to be quantised: a number beyond LARGEST is refused too."""
+    _check(block, first_row, LARGEST, f"NaN, infinity or a number beyond {LARGEST:.0e}")
+
+
+def _check(block: FloatArray, first_row: int, largest: float, what: str) -> None:
+    bad = rows_beyond(block, largest) + first_row
+    if len(bad):
+        named = ", ".join(str(row) for row in bad[:_ROWS_NAMED])
+        more = f" and more ({len(bad)} of this block)" if len(bad) > _ROWS_NAMED else ""
+        raise BadVectors(f"vectors: {what} in row {named}{more}; remove or mend these rows")
+
+
+def rows_beyond(block: FloatArray, largest: float = LARGEST) -> npt.NDArray[np.int64]:
+    """Rows of (n, dim) that hold NaN or a number beyond ``largest``, ascending."""
+    if not block.size or (block.min() >= -largest and block.max() <= largest):  # of NaN neither is true
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(~(np.abs(block) <= largest).all(axis=1))
 
 
 @dataclass(frozen=True)
@@ -251,6 +265,17 @@ class Extent:
     def merge(self, other: "Extent") -> "Extent":
         """That of both sets of rows."""
         return Extent(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+
+    def checked(self) -> "Extent":
+        """The same, if it is of vectors that can be quantised. Raises BadVectors for values beyond LARGEST."""
+        largest = np.maximum(-self.low, self.high)
+        if largest.max() > LARGEST:
+            column = int(largest.argmax())
+            raise BadVectors(
+                f"vectors: column {column} holds {largest[column]:.3g}; values beyond {LARGEST:.0e} leave float32 no room for "
+                "differences, so scale the vectors down"
+            )
+        return self
 
     def to_arrays(self) -> dict[str, FloatArray]:
         """For a file; the constructor takes them by name."""

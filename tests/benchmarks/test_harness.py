@@ -67,6 +67,13 @@ def test_the_closing_object_is_the_last_line(capsys, tmp_path, monkeypatch):
     assert kept["figures"] == printed["figures"]
 
 
+def test_figures_of_less_work_are_not_kept(capsys):
+    with pytest.raises(SystemExit):
+        harness.options("", ["--quick", "--keep"])
+    assert "--keep keeps figures of the whole work; leave --quick out" in capsys.readouterr().err
+    assert harness.options("", ["--keep"]).keep
+
+
 def test_kept_figures_are_those_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     assert harness.kept_figures("subject") == {}

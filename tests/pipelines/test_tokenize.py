@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from pipelines import tokenize_items
-from pipelines.part_transforms import EncodePart, SpillPart
+from pipelines import part_transforms, tokenize_items
+from pipelines.part_transforms import EncodePart, SpillPart, int_lists
 from schemas.config import Config
 from schemas.errors import BadInput, GateFailed
 from schemas.lake import Lake, create_lake
@@ -142,6 +142,31 @@ def test_a_bundle_that_fails_and_is_tried_again_changes_nothing(make, monkeypatc
     assert again["encoded"] == once["encoded"] == len(NAMES)
     assert again["collisions"] == once["collisions"]
     assert once["collisions"]["moved"] > 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, 2e38])
+def test_a_fused_vector_that_cannot_be_encoded_is_named_by_its_item(make, bad) -> None:
+    lake = make()
+    land(lake, slice(None))
+    rows = lake.read(ITEM_VECTORS).to_pylist()
+    for row in rows:
+        if row["kind"] == "fused" and row["item_id"] in NAMES[7:13]:
+            row["vector"][1] = bad
+    lake.open_table(ITEM_VECTORS).delete()
+    write_rows(lake, ITEM_VECTORS, rows)
+    said = f"NaN, infinity or a number beyond 1e\\+38, of items {', '.join(sorted(NAMES[7:13])[:5])} and more; remove these rows"
+    with pytest.raises(BadInput, match=said):
+        tokenize_items.run(lake)
+
+
+def test_rows_of_a_list_column_are_the_same_in_pieces(monkeypatch) -> None:
+    matrix = np.random.default_rng(0).integers(0, 99, (23, 3))
+    assert int_lists(matrix).num_chunks == 1
+    monkeypatch.setattr(part_transforms, "_LISTED_VALUES", 10)
+    pieces = int_lists(matrix)
+    assert [len(piece) for piece in pieces.chunks] == [3] * 7 + [2]
+    assert pieces.to_pylist() == matrix.tolist()
+    assert int_lists(matrix[:0]).to_pylist() == []
 
 
 def test_suffixes_make_codes_unique_and_stay_and_the_token_set_has_four_tokens(make) -> None:

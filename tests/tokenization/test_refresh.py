@@ -142,6 +142,33 @@ def test_a_renumbered_codebook_encodes_as_its_codes_say_also_where_tokens_are_de
         np.testing.assert_array_equal(again, codes)
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_used_tokens_keep_their_numbers_wherever_their_copies_find_higher_ones(data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, 7))
+    group = np.array(data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size)))
+    codebook = group[:, None].astype(np.float32) * np.float32(-1)  # 0 and −0 are equal too
+    first = np.array([token == np.flatnonzero(group == group[token])[0] for token in range(size)])
+    used = first & np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+    codes = np.flatnonzero(used).astype(np.uint16)[:, None]
+    numbers = np.array(data.draw(st.permutations(range(size))), np.uint16)
+    [moved], renamed = renumbered([codebook], codes, [numbers])
+    np.testing.assert_array_equal(np.sort(moved[:, 0]), np.sort(codebook[:, 0]))
+    for token, number in zip(codes[:, 0], renamed[:, 0], strict=True):
+        assert number == np.flatnonzero(moved[:, 0] == codebook[token, 0])[0]  # so encoding gives it
+    unused = np.flatnonzero(~used)
+    possible = any(
+        all(
+            number > numbers[token]
+            for copy, number in zip(unused, dealt, strict=True)
+            for token in np.flatnonzero(used & (group == group[copy]))
+        )
+        for dealt in permutations(numbers[unused].tolist())
+    )
+    if possible:
+        np.testing.assert_array_equal(renamed[:, 0], numbers[codes[:, 0]])
+
+
 def test_a_turned_space_keeps_its_codes() -> None:
     vectors, random = clustered(900, 20, 8, 4), np.random.default_rng(5)
     model = RQKMeans(3, 16, iterations=5).fit(vectors)

@@ -223,8 +223,14 @@ def test_a_beam_gives_a_row_the_same_code_in_any_batch():
 
 def test_a_warm_start_says_which_tokens_stay_empty():
     vectors = np.repeat(matrix("normal", 5, 3, 0), 4, axis=0)
-    with pytest.warns(ConvergenceWarning, match=r"layers of \[8, 4\] tokens, \[5, \d\] of them filled"):
-        RQKMeans(2, (8, 4), warm_start_codebooks=[matrix("normal", 8, 3, 1), matrix("normal", 4, 3, 2)]).fit(vectors)
+    start = [matrix("normal", 8, 3, 1), matrix("normal", 4, 3, 2)]
+    for how in ({}, {"max_churn": 1.0}):
+        with pytest.warns(ConvergenceWarning, match=r"layers of \[8, 4\] tokens, \[5, \d\] of them filled") as heard:
+            RQKMeans(2, (8, 4), warm_start_codebooks=start, **how).fit(vectors)
+        assert len(heard) == 1
+    with pytest.warns(ConvergenceWarning, match="clusters, . of them filled") as heard:
+        RQKMeans(2, (8, 4), warm_start_codebooks=start, refinements=0).fit(vectors)
+    assert all("clusters" in str(one.message) for one in heard)
 
 
 def test_an_encoder_gives_the_codes_of_one_call_whatever_its_parts():
@@ -276,16 +282,30 @@ def test_a_row_that_cannot_be_held_is_named_at_every_door(vectors, bad, data):
     some = vectors.astype(np.float64)
     some[row, data.draw(st.integers(0, vectors.shape[1] - 1))] = bad
     codebooks = [vectors[:2], vectors[:1]]
-    doors = (
+    for door in (
         lambda: residual.encode(some, codebooks),
         lambda: residual.encode_beam(some, codebooks, 2),
         lambda: residual.residual_norms(some, np.zeros((len(some), 2), int), codebooks),
-        lambda: RQKMeans(2, 2).fit(some),
-        lambda: KMeans(2).fit(some),
-    )
-    for door in doors:
+        lambda: KMeans(1, iterations=1).fit(vectors).predict(some),
+    ):
         with pytest.raises(BadVectors, match=rf"NaN, infinity or a number beyond 1e\+38 in row {row};"):
             door()
+    told = r"column \d+ holds 3e\+38; values beyond 1e\+38" if bad == 3e38 else rf"NaN or infinity \(in float32\) in row {row};"
+    for model in (RQKMeans(2, 2), RQKMeans(2, 1, warm_start_codebooks=[vectors[:1]] * 2), KMeans(2), KMeans(2, backend="torch")):
+        with pytest.raises(BadVectors, match=told):
+            model.fit(some)
+
+
+def test_what_a_layer_leaves_of_the_largest_vectors_may_lie_beyond_what_vectors_may_hold():
+    vectors = np.full((20, 3), 9.5e37, np.float32)
+    vectors[::3] *= -1
+    vectors += matrix("normal", 20, 3, 0) * np.float32(1e36)
+    model = RQKMeans(2, (1, 4)).fit(vectors)
+    assert np.abs(model.codebooks_[1]).max() > 1e38
+    assert (model.encode(vectors) == model.codes_).all()
+    assert np.isfinite(model.residual_norms(vectors, model.codes_)).all()
+    again = RQKMeans(2, (1, 4), warm_start_codebooks=model.codebooks_, refinements=1).fit(vectors)
+    assert (again.codes_ == model.codes_).mean() > 0.9
 
 
 def test_it_clones_and_transforms():
