@@ -40,9 +40,9 @@ class Growth:
     rows: int
     dim: int
     clusters: int
-    factors: tuple[float, ...] = (1, 2, 4, 8)
+    factors: tuple[float, ...] = (1, 2, 4, 8, 16)
     iterations: int = 5
-    rounds: int = 5
+    rounds: int = 3
 
     def sizes(self, varied: str) -> Iterator[tuple[int, tuple[int, int, int]]]:
         """Each size of ``n``, ``k`` or ``d`` in turn, and the rows, dimension and clusters that go with it."""

@@ -116,9 +116,8 @@ class Registry:
                 raise
             if not self._is_whole(kind, version):
                 manifest = staging / f"{kind}.json"
-                if times := [
-                    path.stat().st_mtime_ns for path in target.iterdir()
-                ]:  # a mended version is as old as what is left of it
+                # A mended version is as old as what is left of it.
+                if times := [path.stat().st_mtime_ns for path in target.iterdir()]:
                     os.utime(manifest, ns=(min(times), min(times)))
                 for path in [*(path for path in staging.iterdir() if path != manifest), manifest]:
                     os.replace(path, target / path.name)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from schemas.config import Config
 from schemas.lake import Lake, create_lake
@@ -15,6 +16,8 @@ os.environ.setdefault("ONEREC_SPARK_MEMORY", "1500m")
 os.environ.setdefault("ONEREC_SPARK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
 if not Path("/dev/nvidiactl").exists():  # Triton's kernels run interpreted then; it looks when it is first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+settings.register_profile("untimed", deadline=None)  # how fast an example is depends on what else the machine does
+settings.load_profile("untimed")
 REAL_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
