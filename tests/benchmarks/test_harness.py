@@ -32,6 +32,7 @@ def test_a_cost_that_grows_faster_is_told_from_a_linear_one():
     assert harness.growth_exponent(SIZES, seconds(SIZES, linear=5, square=0.6)) > 1.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_an_exponent_withstands_noise_of_a_percent(seed):
     noise = 1 + 0.01 * np.random.default_rng(seed).uniform(-1, 1, len(SIZES))

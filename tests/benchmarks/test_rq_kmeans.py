@@ -259,6 +259,7 @@ def test_the_fastest_kernel_that_computes_right_is_taken(tmp_path, monkeypatch):
     assert set(report["refused"]) == {"SkylakeX", "Cooperlake", "SapphireRapids"}
 
 
+@pytest.mark.slow
 def test_a_child_that_fails_says_why(tmp_path):
     with pytest.raises(ChildFailed, match="nowhere"):
         ask(Job("kernel", str(tmp_path / "nowhere.npy"), (4,)), tmp_path)
@@ -293,6 +294,7 @@ def test_the_vaes_dead_codes_restart_at_rows():
     assert any((codebook.codes_KZ[1] == row).all() for row in rows_NZ)
 
 
+@pytest.mark.slow
 def test_the_vae_learns_and_ends_in_its_best_state():
     x_ND = torch.from_numpy(np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32))
     training = Training(x_ND, (8, 8), seed=0)

@@ -98,6 +98,7 @@ def test_where_ours_fails_on_the_card_the_other_figures_are_kept(tmp_path, monke
     assert told == {"absent": {}, "card": "a card", "failed": "ours_breaks: exit 1: out of memory"}
 
 
+@pytest.mark.slow
 def test_ours_trains_on_the_card(vectors):
     answer = rq_kmeans_gpu.ours(vectors, job("ours_gpu"))
     assert_nearest(vectors, answer)

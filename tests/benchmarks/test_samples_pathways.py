@@ -183,6 +183,7 @@ def test_the_peers_files_are_compressed_as_ours_are():
     assert f"COMPRESSION zstd, COMPRESSION_LEVEL {level}" == CODEC
 
 
+@pytest.mark.slow
 def test_processor_time_counts_children_that_live_and_children_that_ended():
     before = processor_seconds()
     burn = "import time\nwhile time.process_time() < 0.5: pass\n"

@@ -180,6 +180,7 @@ def test_a_damaged_or_foreign_file_of_marks_is_named(make_lake: Callable[..., La
             read_stale(lake)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

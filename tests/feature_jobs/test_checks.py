@@ -19,6 +19,7 @@ def broken(table: Table, name: str, rows: pa.Table) -> int:
     return int(found[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "name"), [pytest.param(table, name, id=f"{table.name}, {name}") for table, name in CHECKED])
 def test_what_the_steps_wrote_holds_the_constraint(simulated_lake, table, name):
     rows = simulated_lake.read(table)

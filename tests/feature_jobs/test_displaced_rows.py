@@ -168,6 +168,7 @@ def test_the_cap_of_a_day_counts_what_an_earlier_landing_took_over(make_lake: Ca
     assert len(bucket.taken) == len(set(bucket.taken)) == 4, "one of d and e"
 
 
+@pytest.mark.slow
 def test_a_file_written_anew_without_people_who_are_forgotten_keeps_its_ids(make_lake: Callable[..., Lake]) -> None:
     lake = make_lake(lake={"user_buckets": 1})
     partition = {"date": str(DAYS[0]), "landing_date": str(DAYS[2]), "user_bucket": "0"}

@@ -42,6 +42,7 @@ def users_of(lake: Lake, table: Table) -> list[str]:
     return sorted(lake.read(table, columns=["user_id"])["user_id"].to_pylist())
 
 
+@pytest.mark.slow
 def test_every_table_loses_their_rows_and_no_others(lake: Lake) -> None:
     before = {table.name: users_of(lake, table) for table in TABLES_OF_USERS}
     assert all(set(GONE) & set(users) for users in before.values())
@@ -57,6 +58,7 @@ def test_every_table_loses_their_rows_and_no_others(lake: Lake) -> None:
     assert set(report["proof"]) == {*before, "quarantine", "shards", "cache", "examples"}
 
 
+@pytest.mark.slow
 def test_no_file_of_the_tables_holds_their_ids_any_more(lake: Lake) -> None:
     forget.run(lake, ["李雷", "it's me"])
     for table in TABLES_OF_USERS:
@@ -66,6 +68,7 @@ def test_no_file_of_the_tables_holds_their_ids_any_more(lake: Lake) -> None:
                 assert b"it's me" not in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_notes_of_commits_survive_the_log(lake: Lake) -> None:
     uri = lake.table_uri(HISTORY)
     row = pa.Table.from_pylist([{"user_id": "x", "behaviours": [], "user_bucket": 0, "date": DAY}], schema=HISTORY.schema)
@@ -78,6 +81,7 @@ def test_notes_of_commits_survive_the_log(lake: Lake) -> None:
         forget_log._carry_notes(lake, HISTORY)  # and the run is killed there
 
 
+@pytest.mark.slow
 def test_ids_that_are_numbers_are_not_taken_for_other_numbers_of_the_log(lake: Lake) -> None:
     """Buckets, counts and settings are texts in a log, too."""
     users = [str(number) for number in range(60)]
@@ -87,6 +91,7 @@ def test_ids_that_are_numbers_are_not_taken_for_other_numbers_of_the_log(lake: L
     assert report["tables"]["history"]["rows_dropped"] == {"forgotten": 51}
 
 
+@pytest.mark.slow
 def test_rewritten_files_say_what_they_hold(lake: Lake) -> None:
     """Their statistics are those of the rows that stayed, and name nobody."""
     write_rows(lake, USERS_TABLE, [{"user_id": user, "date": MIDNIGHT.date()} for user in ("m", "z", "anna", "b")])
@@ -98,6 +103,7 @@ def test_rewritten_files_say_what_they_hold(lake: Lake) -> None:
             assert "anna" not in (action.get("min.user_id"), action.get("max.user_id"))
 
 
+@pytest.mark.slow
 def test_ids_that_files_note_of_their_rows_go_with_them(lake: Lake) -> None:
     """A landing's file notes what an earlier landing has; a file that has nothing else is no more."""
     bucket = user_bucket("anna", 4)
@@ -119,6 +125,7 @@ def test_ids_that_files_note_of_their_rows_go_with_them(lake: Lake) -> None:
     assert neighbour in users_of(lake, EVENTS)
 
 
+@pytest.mark.slow
 def test_files_of_killed_runs_go_if_they_hold_them(lake: Lake) -> None:
     bucket = {"date": DAY.isoformat(), "user_bucket": str(user_bucket("anna", 4))}
     other = next(user for user in shard_lake.USERS if user_bucket(user, 4) != user_bucket("anna", 4))
@@ -144,6 +151,7 @@ def test_files_of_killed_runs_go_if_they_hold_them(lake: Lake) -> None:
     assert not (folder / broken).exists()
 
 
+@pytest.mark.slow
 def test_what_a_commit_left_that_was_killed_goes_if_it_names_them(lake: Lake) -> None:
     """Under the names that Spark and delta-rs write entries by before they take their own; whole, and cut off."""
     log = Path(lake.root) / USERS_TABLE.name / "_delta_log"
@@ -161,6 +169,7 @@ def test_what_a_commit_left_that_was_killed_goes_if_it_names_them(lake: Lake) ->
     assert (log / "_commit_1.json.tmp").exists(), "it may be about to be renamed"
 
 
+@pytest.mark.slow
 def test_a_lake_on_an_object_store_has_no_shards_and_no_examples(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lake, "is_local", False)
     monkeypatch.setattr(Lake, "local_path", lambda *_: pytest.fail("there is no local path"))
@@ -169,6 +178,7 @@ def test_a_lake_on_an_object_store_has_no_shards_and_no_examples(lake: Lake, mon
     assert "anna" not in lake.read(HISTORY)["user_id"].to_pylist()
 
 
+@pytest.mark.slow
 def test_what_lies_beside_the_tables_goes_too(lake: Lake) -> None:
     cache, training = Path(lake.root) / "cache", Path(lake.root) / "training" / "pretrain"
     for name, user in (("snapshots-1", "anna"), ("snapshots-2", "bert")):
@@ -189,6 +199,7 @@ def test_what_lies_beside_the_tables_goes_too(lake: Lake) -> None:
         forget.run(lake, ["anna"])
 
 
+@pytest.mark.slow
 def test_they_stay_out_by_a_list_that_does_not_name_them(lake: Lake) -> None:
     assert "anna" not in suppressed_users(lake)
     forget.run(lake, ["anna"])
@@ -261,6 +272,7 @@ def test_the_users_file_is_checked(tmp_path: Path) -> None:
     assert forget.read_users(path) == ["anna", " bert ", "bert"]
 
 
+@pytest.mark.slow
 def test_a_run_is_recorded_without_naming_anyone(lake: Lake) -> None:
     forget.run(lake, GONE)
     rows = lake.read(PIPELINE_RUNS).to_pylist()

@@ -29,6 +29,7 @@ def test_only_the_named_leave(lake: Lake) -> None:
     assert json.loads(examples(lake).read_text()) == {"stage": "pretrain", "users": [{"user_id": "bert"}]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

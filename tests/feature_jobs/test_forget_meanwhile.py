@@ -48,6 +48,7 @@ def written(lake: Lake, user: str) -> dict[str, Any] | None:
     return file.close()
 
 
+@pytest.mark.slow
 def test_a_table_that_changes_while_it_is_rewritten_is_left_as_it_is(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite = forget.rewrite
 
@@ -69,6 +70,7 @@ def test_a_table_that_changes_while_it_is_rewritten_is_left_as_it_is(lake: Lake,
     assert not any("anna" in message for message in messages)
 
 
+@pytest.mark.slow
 def test_a_step_that_brings_them_back_is_found_out(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     prove = forget.prove
 
@@ -83,12 +85,14 @@ def test_a_step_that_brings_them_back_is_found_out(lake: Lake, monkeypatch: pyte
     assert forget.run(lake, ["anna"]).extra["proof"]["history"]["found"] == 0
 
 
+@pytest.mark.slow
 def test_what_it_leaves_itself_is_a_fault(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forget, "rewrite", lambda *_: {"replaced": [], "files": [], "removed": 0})
     with pytest.raises(RuntimeError, match=r"forget left traces: .*history 1"):
         forget.run(lake, ["anna"])
 
 
+@pytest.mark.slow
 def test_a_step_that_was_under_way_publishes_nothing_and_says_so(lake: Lake) -> None:
     """What it read may have held them, so that it would bring them back; also where its files are gone already."""
     for user in ("anna", "bert"):
@@ -101,6 +105,7 @@ def test_a_step_that_was_under_way_publishes_nothing_and_says_so(lake: Lake) -> 
         commit_files(lake, HISTORY, [written(lake, "bert")], NOTHING)
 
 
+@pytest.mark.slow
 def test_who_writes_beside_the_tables_and_who_forgets_wait_for_each_other(lake: Lake) -> None:
     path = Path(lake.root) / ".forget.lock"
     with while_nobody_is_forgotten(lake), path.open("w") as lock, pytest.raises(BlockingIOError):
@@ -111,6 +116,7 @@ def test_who_writes_beside_the_tables_and_who_forgets_wait_for_each_other(lake: 
             pytest.fail("it may show them")
 
 
+@pytest.mark.slow
 def test_a_step_that_still_has_to_read_is_told_that_its_version_is_gone(lake: Lake) -> None:
     pinned = lake.table_version(HISTORY)
     elsewhere(forget.run, lake, ["anna"])
@@ -118,6 +124,7 @@ def test_a_step_that_still_has_to_read_is_told_that_its_version_is_gone(lake: La
         lake.read(HISTORY, version=pinned)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_gone_is_not_committed(lake: Lake) -> None:
     file = written(lake, "x") or {}
     (Path(lake.root) / HISTORY.name / file["path"]).unlink()
@@ -127,6 +134,7 @@ def test_a_file_that_is_gone_is_not_committed(lake: Lake) -> None:
     assert lake.table_version(HISTORY) == version
 
 
+@pytest.mark.slow
 def test_runs_at_once_keep_everybodys_names_off(lake: Lake) -> None:
     code = "import sys; from schemas.lake import open_lake; from schemas.suppression import suppress\n"
     code += "for n in range(20): suppress(open_lake(sys.argv[1]), [f'{sys.argv[2]}-{n}'])"
@@ -138,6 +146,7 @@ def test_runs_at_once_keep_everybodys_names_off(lake: Lake) -> None:
     assert suppress(lake, ["0-0"]) == 0
 
 
+@pytest.mark.slow
 def test_two_at_once_of_different_people_leave_neither(lake: Lake, tmp_path: Path) -> None:
     """One of them may be asked to run again."""
     for name, user in (("a", "anna"), ("b", "bert")):

@@ -55,6 +55,7 @@ def test_an_id_is_found_however_json_writes_it(user: str, escaped: bool) -> None
         assert Mentions([user]).in_row(json.dumps({"payload": row})), "JSON in a text of JSON"
 
 
+@pytest.mark.slow
 def test_a_text_that_unfolds_without_end_is_looked_into_so_far_only() -> None:
     assert not Mentions(["anna"]).in_row('{"a": "\\' + "u005c" * 1_000_000)
     assert len(forms_of("\\" + "u005c" * 1_000_000)) == 1 + DEEPEST
@@ -72,6 +73,7 @@ def test_a_row_of_a_table_without_users_is_theirs_only_if_nobody_can_tell_what_i
     assert Mentions(["17"]).in_row(item[:-1], of_users=False)
 
 
+@pytest.mark.slow
 def test_many_people_cost_a_text_no_more_than_a_few() -> None:
     many = Mentions(f"user-{number}" for number in range(200_000))
     assert not many.in_text("somebody else, user-x 17")

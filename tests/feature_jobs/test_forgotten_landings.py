@@ -44,6 +44,7 @@ def behaviours(lake: Lake, day: dt.date) -> int:
     return row["behaviours"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [[1, 1, 1, 1, 1, 1, 30], [30, 30, 1, 1, 1, 1, 30], [1, 1, 30, 1, 1, 30, 30]])
 def test_no_behaviour_is_taken_in_twice_when_events_may_be_later_than_before(lake: Lake, allowed: list[int]) -> None:
     for number, (day, days) in enumerate(zip(DAYS, allowed, strict=True), start=1):

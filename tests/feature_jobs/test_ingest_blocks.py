@@ -72,6 +72,7 @@ def rows_of(data: bytes, table: Table) -> list[tuple[Any, ...]]:
     return rows
 
 
+@pytest.mark.slow
 @given(st.lists(lines, max_size=12), st.sampled_from(["\n", "\r\n"]), st.booleans())
 def test_both_parsers_read_the_same_rows(some: list[str], separator: str, ends: bool) -> None:
     data = separator.join(some).encode() + (separator.encode() if ends else b"")
@@ -102,6 +103,7 @@ def test_texts_of_many_rows_are_those_of_each_in_any_order() -> None:
     assert block.texts(rows) == [lines[row] for row in rows]
 
 
+@pytest.mark.slow
 @given(st.lists(usual, min_size=1, max_size=30))
 def test_usual_lines_take_the_fast_way_and_may_be_cut_anywhere(rows: list[dict[str, Any]]) -> None:
     data = "".join(json.dumps(row) + "\n" for row in rows).encode()

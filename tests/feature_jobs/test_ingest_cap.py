@@ -82,6 +82,7 @@ def logs(draw: st.DrawFn) -> list[Row]:
     return [landed(*entry, number) for number, entry in enumerate(drawn)]
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(logs(), st.integers(1, 5), st.integers(1, 9), st.randoms(use_true_random=False))
 def test_cutting_in_any_division_cuts_what_the_rule_says(rows: list[Row], cap: int, held: int, rng: random.Random) -> None:
@@ -193,6 +194,7 @@ def _with_cap(lake: Lake, cap: int) -> Lake:
     return Lake(lake.root, Config.model_validate(values | {"samples": values["samples"] | {"user_day_cap": cap}}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_files_and_blocks_do_not_change_what_is_kept_and_counted(
     make_lake: Callable[..., Lake], monkeypatch: pytest.MonkeyPatch, seed: int
@@ -209,6 +211,7 @@ def test_files_and_blocks_do_not_change_what_is_kept_and_counted(
     assert found[0][0][OVER_THE_CAP] > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_samples_are_what_they_were_without_the_cap_at_ingest(
     make_lake: Callable[..., Lake], monkeypatch: pytest.MonkeyPatch, seed: int

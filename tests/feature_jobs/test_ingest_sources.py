@@ -54,6 +54,7 @@ def cells(rows: int) -> bytes:
     return (header + "".join(f"{number * 7919},u,i,{DAY}T10:00:00Z,5\n" for number in range(rows))).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "make"), [("part.jsonl.gz", lines), ("part.csv.gz", cells)])
 def test_a_gzip_file_with_a_flipped_byte_is_named_wherever_it_is(tmp_path: Path, name: str, make: Callable[[int], bytes]) -> None:
     whole = gzip.compress(make(5000), mtime=0)
@@ -72,6 +73,7 @@ def test_a_gzip_file_with_a_flipped_byte_is_named_wherever_it_is(tmp_path: Path,
     assert len(refused) > 60, "the checksum finds the others; a flag or a time in the header may be any"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_file_that_is_one_endless_line_is_refused_before_it_is_read(tmp_path: Path, compressed: bool) -> None:
     content = b"[" + json.dumps(EVENT).encode() * 1_500_000

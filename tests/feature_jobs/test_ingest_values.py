@@ -55,6 +55,7 @@ def test_usual_timestamps_are_parsed_at_once_and_as_one_by_one(texts: list[str])
     assert [(value, None) for value in at_once.cast(pa.int64()).to_pylist()] == [_timestamp(text) for text in texts]
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(st.lists(written(), max_size=3), written(spoilt=True) | st.text(max_size=30), st.integers(0, 3))
 def test_an_odd_timestamp_among_usual_ones_gives_what_each_gives_alone(texts: list[str], odd: str, place: int) -> None:
@@ -114,6 +115,7 @@ def test_what_hardly_misses_the_usual_form(odd: str, moment: tuple[int, ...] | N
 nanoseconds = st.none() | st.integers(-(2**63) + 1, 2**63 - 1) | st.integers(-2000, 2000)
 
 
+@pytest.mark.slow
 @given(st.lists(nanoseconds, max_size=5), st.sampled_from([None, "UTC", "Asia/Shanghai"]))
 def test_nanoseconds_are_cut_as_in_a_text_with_nine_decimals(numbers: list[int | None], zone: str | None) -> None:
     values = pa.array(numbers, pa.timestamp("ns", tz=zone))

@@ -63,6 +63,7 @@ def rewritten(lake: Lake, table: Table, where: pads.Expression) -> None:
     commit_files(lake, table, files, where)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "table", "where"),
     [
@@ -104,6 +105,7 @@ def test_nothing_is_made_public_of_inputs_that_were_replaced(
     assert read_stale(lake) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["samples", "pathways"])
 def test_a_day_after_one_that_a_backfill_has_not_finished_waits(lake: Lake, step: str) -> None:
     run = samples.run_samples if step == "samples" else pathways.run_pathways
@@ -116,6 +118,7 @@ def test_a_day_after_one_that_a_backfill_has_not_finished_waits(lake: Lake, step
     run(NO_SPARK, lake, DAYS[2])
 
 
+@pytest.mark.slow
 def test_days_that_the_run_did_not_read_may_change(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     work = samples.run_by_bucket
 
@@ -129,6 +132,7 @@ def test_days_that_the_run_did_not_read_may_change(lake: Lake, monkeypatch: pyte
     assert DAYS[2] in lake.read(DAILY_SAMPLES, columns=["date"])["date"].to_pylist()
 
 
+@pytest.mark.slow
 def test_a_refusal_is_told_also_where_the_files_to_discard_are_gone(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """``onerec forget`` removes uncommitted files of people, and writes their events anew."""
     work, removed = samples.run_by_bucket, []

@@ -36,6 +36,7 @@ def attributes_before(index: ItemVersions, items: pa.Array, request_ts: np.ndarr
     return used.take(pa.array(place, mask=place < 0))
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_version_before_each_request_is_what_a_search_row_by_row_finds(
@@ -129,6 +130,7 @@ def on_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tmp" / f"onerec-{os.getuid()}"
 
 
+@pytest.mark.slow
 def test_a_lake_made_anew_at_an_address_never_gets_the_copy_of_the_one_before(
     make_lake: Callable[..., Lake], on_a_store: Path
 ) -> None:

@@ -3,6 +3,8 @@
 import datetime as dt
 import random
 
+import pytest
+
 from schemas.tables import HISTORY
 from tests.feature_jobs.lifelong_lake import (
     DAY,
@@ -41,6 +43,7 @@ def test_the_first_refresh_clusters_every_long_history(make_lake: MakeLake) -> N
     )
 
 
+@pytest.mark.slow
 def test_only_users_who_grew_are_clustered_again(make_lake: MakeLake) -> None:
     """Grown by a fifth: updated. Less: their representatives are those of the refresh before, and the new behaviours wait."""
     lake = made(make_lake, rebuild_share=10)
@@ -78,6 +81,7 @@ def test_only_users_who_grew_are_clustered_again(make_lake: MakeLake) -> None:
     }
 
 
+@pytest.mark.slow
 def test_once_enough_has_joined_a_user_is_clustered_from_scratch(make_lake: MakeLake) -> None:
     lake = made(make_lake, rebuild_share=0.5, grown_share=0.01)
     write_days(lake, 0, 0, most=2)
@@ -102,6 +106,7 @@ def _last(done: list[str]) -> int:
     return len(done) - done[::-1].index("scratch") if "scratch" in done else 0
 
 
+@pytest.mark.slow
 def test_the_audit_puts_a_user_right_whose_error_left_the_limit(make_lake: MakeLake) -> None:
     """With a limit of 1 every update that is worse than from scratch is replaced, and the report says how far off they were."""
     lake = made(make_lake, audit_one_in=1, error_limit=1.0, rebuild_share=10)
@@ -117,6 +122,7 @@ def test_the_audit_puts_a_user_right_whose_error_left_the_limit(make_lake: MakeL
     assert rebuilt >= sum(ratio > 1 for ratio in ratios) > 0
 
 
+@pytest.mark.slow
 def test_a_history_over_the_limit_is_trimmed_and_its_leaves_shrink(make_lake: MakeLake) -> None:
     lake = made(make_lake, max_history=40, rebuild_share=10)
     rng = random.Random(2)
@@ -134,6 +140,7 @@ def test_a_history_over_the_limit_is_trimmed_and_its_leaves_shrink(make_lake: Ma
         assert pathways(lake, day + dt.timedelta(days=1))["long"]["history_length"] == len(entries)
 
 
+@pytest.mark.slow
 def test_a_user_with_a_hundred_thousand_behaviours(make_lake: MakeLake) -> None:
     lake = make_lake()
     rng = random.Random(3)
@@ -153,6 +160,7 @@ def test_a_user_with_a_hundred_thousand_behaviours(make_lake: MakeLake) -> None:
     assert pathways(lake, after(8))["long"]["history_length"] == 100_000
 
 
+@pytest.mark.slow
 def test_a_new_fusion_version_clusters_everyone_from_scratch(make_lake: MakeLake) -> None:
     lake = made(make_lake)
     write_days(lake, 0, 6, most=8)

@@ -109,6 +109,7 @@ def folded(log: dict[dt.date, list[Row]], most: int, turns: list[dt.date]) -> tu
     return found, dropped
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), days=st.integers(1, 6), most=st.integers(1, 12), cuts=st.sets(st.integers(0, 5)))
 def test_days_folded_in_turns_equal_all_days_at_once(seed: int, days: int, most: int, cuts: set[int]) -> None:
@@ -124,6 +125,7 @@ def test_days_folded_in_turns_equal_all_days_at_once(seed: int, days: int, most:
         assert newest == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), days=st.integers(2, 5), again=st.sets(st.integers(0, 4), min_size=1))
 def test_a_day_written_anew_replaces_what_the_base_took_of_it(seed: int, days: int, again: set[int]) -> None:

@@ -122,6 +122,7 @@ def test_a_representative_is_the_member_nearest_the_mean(seed: int, count: int, 
             assert chosen == members[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "weekly"), [(600, 60), (1000, 40), (450, 60)])
 def test_the_error_stays_near_that_from_scratch_over_many_refreshes(start: int, weekly: int) -> None:
     """Half a year of drifting interest, without one clustering from scratch: at most 1.1 times the error (decisions/lifelong)."""

@@ -35,6 +35,7 @@ from tests.feature_jobs.lifelong_lake import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weeks", [1, 3])
 def test_a_refresh_done_again_leaves_the_same_tables(make_lake: MakeLake, weeks: int) -> None:
     lake = made(make_lake)
@@ -50,6 +51,7 @@ def test_a_refresh_done_again_leaves_the_same_tables(make_lake: MakeLake, weeks:
         assert tables(lake) == once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_run_that_ends_before_either_commit_and_is_done_again(
     make_lake: MakeLake, monkeypatch: pytest.MonkeyPatch, stop: int
@@ -151,6 +153,7 @@ def test_a_backfill_of_folded_days_is_taken_in_at_the_next_turn(make_lake: MakeL
         assert [one["leaf"] for one in held[user]["entries"]] == [leaf[one["sample_id"]] for one in held[user]["entries"]]
 
 
+@pytest.mark.slow
 def test_a_stale_refresh_older_than_the_base_is_made_from_scratch(make_lake: MakeLake) -> None:
     lake = made(make_lake)
     fusion = publish_fusion(lake, 0)
@@ -193,6 +196,7 @@ def test_someone_forgotten_between_two_refreshes_stays_forgotten(make_lake: Make
     check(lake, after(7), fusion, kept=clustered(lake))
 
 
+@pytest.mark.slow
 def test_a_base_that_another_program_wrote_in_another_order(make_lake: MakeLake) -> None:
     """Users out of order, in two files: read whole and sorted."""
     lakes = [made(make_lake, name) for name in ("clean", "other")]
@@ -211,6 +215,7 @@ def test_a_base_that_another_program_wrote_in_another_order(make_lake: MakeLake)
     assert tables(lakes[0]) == tables(lakes[1])
 
 
+@pytest.mark.slow
 def test_memory_follows_neither_users_nor_days(make_lake: MakeLake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Users read a few at a time give the same tables as all at once, and the base has a row group for each few."""
     lakes = [made(make_lake, name) for name in ("clean", "other")]

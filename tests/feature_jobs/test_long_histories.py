@@ -87,6 +87,7 @@ def state_row(row: Row) -> Row:
     return lists | {"recent_items": row["recent_items"], "watch_histogram": cells, "behaviours": row["behaviours"]}
 
 
+@pytest.mark.slow
 def test_the_state_and_the_windows_of_100_000_behaviours() -> None:
     config = Config.model_validate(SETTINGS)
     rows = long_log(20, config)

@@ -36,6 +36,7 @@ def events(lake: Lake, plays: list[int]) -> Any:
     return file.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "condition",
     [

@@ -59,6 +59,7 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, Callable[[], No
     return arrange
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(len(WRITTEN)))
 def test_a_run_that_meets_another_half_way_ends_with_all_tables_its_own(
     make_lake: Callable[..., Lake], meet: Callable[[dict[int, Callable[[], None]]], None], place: int
@@ -98,6 +99,7 @@ def test_a_run_without_a_file_for_a_table_empties_it(make_lake: Callable[..., La
     assert runs_in(lake) == [set(), *[{"second"}] * (len(WRITTEN) - 1)]
 
 
+@pytest.mark.slow
 def test_runs_that_never_stop_meeting_say_so(
     make_lake: Callable[..., Lake], meet: Callable[[dict[int, Callable[[], None]]], None]
 ) -> None:
@@ -114,6 +116,7 @@ def test_runs_that_never_stop_meeting_say_so(
         commit_day(lake, DAY, first)
 
 
+@pytest.mark.slow
 def test_threads_that_commit_at_once_leave_the_tables_of_one_of_them(make_lake: Callable[..., Lake]) -> None:
     lake = make_lake()
     runs = [files_of(lake, f"run-{number}") for number in range(4)]

@@ -61,6 +61,7 @@ def test_rows_are_counted_by_the_log_and_by_the_footers_of_files_it_has_no_count
         recorded_rows(lake, EVENTS, lake.table_version(EVENTS), pads.scalar(True))
 
 
+@pytest.mark.slow
 def test_days_balance_with_what_the_logs_say_there_was(lake: Lake) -> None:
     first, second = run_day(lake, DAY), run_day(lake, NEXT)
     assert first["daily_samples"] == _counts(12, 9, over_the_cap=3)
@@ -94,6 +95,7 @@ def test_pathways_that_lose_a_behaviour_publish_nothing(lake: Lake, monkeypatch:
     _stopped(lake, DAY, r"history: 9 rows in, [78] accounted for")
 
 
+@pytest.mark.slow
 def test_pathways_that_lose_a_user_publish_nothing(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     run_day(lake, DAY)
     slices = pathways_bucket.state_slices

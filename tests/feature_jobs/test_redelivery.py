@@ -81,6 +81,7 @@ def world(made: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World
     return World(tmp_path / "zone", Lake(str(tmp_path / "lake"), made.lake.config))
 
 
+@pytest.mark.slow
 def test_the_same_rows_again_are_no_news(world: World) -> None:
     for day in DAYS[1:3]:
         assert "redelivered" not in world.deliver(day, rows_of(day)[::-1] + rows_of(day)[:2])
@@ -91,6 +92,7 @@ def _liked(rows: list[Row]) -> list[Row]:
     return [rows[0] | {"like": True}, *rows[1:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "dates", "first"),
     [
@@ -155,6 +157,7 @@ def test_who_takes_the_old_rows_in_while_the_new_ones_come_is_stale(world: World
     assert set(read_stale(world.lake)[str(DAYS[3])]) == {"samples", "pathways"}
 
 
+@pytest.mark.slow
 def test_days_made_anew_are_no_longer_stale(world: World) -> None:
     world.deliver(DAYS[1], _liked(rows_of(DAYS[1])))
     for day in DAYS[1:3]:

@@ -28,6 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cells")
 
 
+@pytest.mark.slow
 @given(user_buckets, st.sampled_from([1, 3, 10**6]))
 def test_a_plays_quantile_is_the_share_of_its_duration_buckets_plays_that_are_no_longer(
     folder: Path, dealt: list[list[list[Play]]], at_once: int
@@ -54,6 +55,7 @@ def test_a_plays_quantile_is_the_share_of_its_duration_buckets_plays_that_are_no
             assert quantile == sum(other <= play for other in same) / len(same)
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20), max_size=5))
 def test_few_distinct_items_are_counted_exactly_wherever_they_were_shown(folder: Path, dealt: list[list[int]]) -> None:
     cells = CellFolder(str(folder / str(uuid.uuid4())))
@@ -82,6 +84,7 @@ def test_many_distinct_items_are_estimated_within_four_standard_errors_and_in_an
     assert abs(one.distinct() / distinct - 1) < 4 / np.sqrt(kept - 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_the_parts_of_a_full_sketch_estimate_together_as_one_sketch_of_all_keys_does(folder: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -68,6 +68,7 @@ def files_of(lake: Lake) -> list[Path]:
     return list(lake.local_path(DAILY_SAMPLES.name).rglob("*.parquet"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_a_day_of_two_landings_in_no_order_is_what_the_reference_finds(
     make_lake: Callable[..., Lake], samples_of: Callable[..., Row], seed: int, monkeypatch: pytest.MonkeyPatch

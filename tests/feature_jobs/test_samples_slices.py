@@ -46,6 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("slices")
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # each example writes files
 @given(files, st.integers(1, 9), st.integers(1, 5))
 def test_slices_hold_every_row_once_whole_users_in_order_and_no_more_rows_than_they_may(
@@ -63,6 +64,7 @@ def test_slices_hold_every_row_once_whole_users_in_order_and_no_more_rows_than_t
     assert all(len(part) <= rows_at_once or len(names) == 1 for part, names in zip(slices, who, strict=True))
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # each example writes files
 @given(st.sets(users), st.booleans(), st.lists(st.sets(users, min_size=1), max_size=4), st.integers(1, 4))
 def test_the_state_beside_the_slices_is_that_of_their_users(

@@ -81,6 +81,7 @@ def test_workers_import_pyspark_from_a_folder(spark: Any) -> None:
     assert Path(path).is_file()
 
 
+@pytest.mark.slow
 def test_a_worker_keeps_the_memory_that_a_task_has_freed():
     """In a child, since allocators are told once: a second array of the same size takes no new pages."""
     code = """

@@ -117,6 +117,7 @@ def linked_elsewhere(lake: Lake, path: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_whole_is_taken(lake: Lake, command: str) -> None:
     COMMANDS[command](lake)
@@ -124,6 +125,7 @@ def test_what_is_whole_is_taken(lake: Lake, command: str) -> None:
     assert clean(shards_root(lake)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -155,6 +157,7 @@ def test_a_day_that_is_not_ours_is_named(lake: Lake, damage: Damage | bytes) -> 
     assert shards.verify(lake, DAY) > 0, "as it says"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [DEEP, change_file("path", "../x.arrow"), change_file("data_sha256", 7), change("files", 7), without("counts")],
@@ -168,6 +171,7 @@ def test_a_mask_that_is_not_ours_is_named(lake: Lake, damage: Damage | bytes) ->
     assert shards.verify(lake, DAY) > 0, "as it says"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [DEEP, change_file("path", "/x"), change_file("source", None), change_file("user_bucket", -1), without("files")],

@@ -118,6 +118,7 @@ def lake(make_lake: Callable[..., Lake]) -> Lake:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_records_hold_exactly_the_rows_of_the_tables(make_lake: Callable[..., Lake], seed: int) -> None:
     lake = make_lake()
@@ -165,6 +166,7 @@ def rsft_oracle(events: list[tuple[Any, int]], unit: str, share: float) -> list[
     return kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_rsft_masks_match_the_rule(make_lake: Callable[..., Lake], seed: int, share: float) -> None:

@@ -18,6 +18,7 @@ def test_marks_are_read_as_they_were_written(make_lake: Callable[..., Lake]) -> 
     assert read_stale(lake) == MARKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [b"", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000], ids=lambda value: repr(value[:9])
 )
@@ -28,6 +29,7 @@ def test_what_is_no_json_is_named(make_lake: Callable[..., Lake], content: bytes
         read_stale(lake)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["null", "7", '{"2026-01-01": 7}', '{"2026-01-01": {"samples": ["a list"]}}'])
 def test_json_that_is_no_marks_is_named(make_lake: Callable[..., Lake], content: str) -> None:
     lake = make_lake()

@@ -23,6 +23,7 @@ def test_each_text_has_the_librarys_hash_under_its_own_seed_also_in_a_slice(rows
     assert text_hashes(column, own).tolist() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [0, 1, 3, 4, 7, 8, 12, 31, 32, 36, 63, 64, 200])
 def test_many_texts_of_one_length_are_hashed_in_blocks(length: int) -> None:
     rows = [f"{number:0{length}d}"[:length] for number in range(70_000)]

@@ -46,6 +46,7 @@ def test_ranges_follow_each_other(pairs: list[tuple[int, int]]) -> None:
     assert ranges(starts, lengths).tolist() == [start + step for start, length in pairs for step in range(length)]
 
 
+@pytest.mark.slow
 @given(shown, shown, st.integers(1, 6))
 def test_a_window_is_the_tail_of_what_was_there_and_what_is_added(
     before: list[tuple[int, int, int]], added: list[tuple[int, int, int]], limit: int
@@ -119,6 +120,7 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user_state_files, "USERS_AT_ONCE", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_slices")
 @pytest.mark.parametrize("users", ["", "a", "abc", "abcdefgh", "hgfedcba"])
 def test_state_comes_in_slices_of_users_in_order_whoever_wrote_it(make_lake: Callable[..., Lake], users: str) -> None:

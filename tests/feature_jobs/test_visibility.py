@@ -38,6 +38,7 @@ def configuration(zone: str, sections: dict[str, Any]) -> Config:
     return Config.model_validate({"lake": {"day_timezone": zone}, **sections})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sections", [SMALL, FULL], ids=["small-windows", "full-windows"])
 @pytest.mark.parametrize("zone", DAYS)
 def test_every_request_of_every_day_sees_exactly_what_was_known(zone: str, sections: dict[str, Any]) -> None:
@@ -91,6 +92,7 @@ def windows(made: ArrowDay, config: Config) -> dict[tuple[str, dt.datetime], lis
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_states_and_samples_of_weeks_equal_the_reference(seed: int) -> None:
     zone = list(DAYS)[seed % len(DAYS)]
@@ -116,6 +118,7 @@ def check_rows(made: ArrowDay, expected: DayResult) -> None:
     assert static == {user: pathway["static"] for user, pathway in expected.pathways.items()}
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     rng=st.randoms(use_true_random=False),
@@ -143,6 +146,7 @@ def test_any_few_days_equal_the_reference(rng: random.Random, zone: str, small: 
         assert states(days) == expected.state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_backfilled_stretch_counts_late_rows_once_and_the_days_after_go_on_from_it(seed: int) -> None:
     config = configuration("Asia/Shanghai", SMALL)
@@ -160,6 +164,7 @@ def test_a_backfilled_stretch_counts_late_rows_once_and_the_days_after_go_on_fro
     assert taken <= len(impressions), "an impression was taken in twice"
 
 
+@pytest.mark.slow
 def test_days_taken_one_by_one_equal_one_backfill_on_the_same_landings_but_for_when_late_rows_came() -> None:
     config = configuration("UTC", FULL | {"samples": {"positive": {"repeat_watch": False}}})
     log = ugly_log(seed=5, config=config, first=DAYS["UTC"], days=8, users=8)

@@ -106,6 +106,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.rule)
 def test_a_request_sees(case: Case) -> None:
     config = Config.model_validate({"lake": {"day_timezone": case.zone}})

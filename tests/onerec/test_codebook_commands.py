@@ -193,6 +193,7 @@ def test_diff_counts_changed_tokens(small, answer):
     assert answer("diff", small.versions[0], small.versions[2])["churn"] is None
 
 
+@pytest.mark.slow
 def test_report_is_one_page_with_thumbnails(small, answer, tmp_path):
     out = tmp_path / "page.html"
     done = answer("report", "--out", str(out))
@@ -312,6 +313,7 @@ def test_people_get_a_table_of_differences(small, capsys):
     assert "needs --lake and item tokens of both versions" in shown
 
 
+@pytest.mark.slow
 def test_no_engine_is_imported(small):
     script = (
         "import sys; from onerec.command_line import run\n"

@@ -66,6 +66,7 @@ def test_dry_runs_say_what_would_change_and_write_nothing(
     assert sorted(str(path) for path in Path(lake.root).rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_forget_prints_its_proof(make_lake: Callable[..., Lake], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lake = make_lake()
     shard_lake.fill(lake, seed=1)

@@ -98,6 +98,7 @@ def test_a_foreign_package_of_the_same_name_is_named(tmp_path):
     assert "rename" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_warm_worker_answers_like_the_command_itself(tmp_path):
     socket_path = str(tmp_path / "w.sock")
     worker = subprocess.Popen([sys.executable, "-m", "onerec", "worker", "--socket", socket_path])

@@ -28,6 +28,7 @@ def _write(path: Path, text: str, encoding: str = "utf-8") -> None:
     path.write_text(text, encoding=encoding)
 
 
+@pytest.mark.slow
 def test_kuairand_days_are_shanghai_days_and_quirks_are_counted(real_data: FindData, tmp_path: Path) -> None:
     report = kuairand.run(real_data("kuairand"), tmp_path / "zone")
     expected = {
@@ -146,6 +147,7 @@ def test_kuairand_names_a_missing_column(tmp_path: Path) -> None:
         kuairand.run(tmp_path, tmp_path / "zone")
 
 
+@pytest.mark.slow
 def test_amazon_rebuilds_sequences_and_texts(real_data: FindData, tmp_path: Path) -> None:
     source = real_data("amazon-industrial")
     report = amazon.run(source, tmp_path / "zone")

@@ -208,6 +208,7 @@ def test_cost_scales_the_median_run_from_the_lakes_day_to_the_target():
     assert alone["core_hours_at_target"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "core_hour: cheap", "core_hour: -1", "- 1", "core_hour: .inf"])
 def test_prices_that_are_none_are_named(make_lake, tmp_path, capfd, text):
     prices = tmp_path / "prices.yaml"

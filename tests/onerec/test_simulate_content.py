@@ -51,6 +51,7 @@ def test_text_tells_topic_and_subtopic(texts):
     assert found_again(words, SUBTOPIC) > 0.9
 
 
+@pytest.mark.slow
 def test_gradients_of_the_picture_tell_topic_and_subtopic(pictures):
     grey = [np.asarray(Image.open(io.BytesIO(picture)).convert("L").resize((64, 64))) / 255 for picture in pictures]
     gradients = np.stack([hog(image, orientations=9, pixels_per_cell=(8, 8), cells_per_block=(2, 2)) for image in grey])
@@ -58,6 +59,7 @@ def test_gradients_of_the_picture_tell_topic_and_subtopic(pictures):
     assert found_again(gradients, SUBTOPIC) > 0.5
 
 
+@pytest.mark.slow
 def test_spectrum_of_the_sound_tells_the_topic():
     variation = DRAWS.uniform("sound", ITEMS[:, None], np.arange(4)).tolist()
     features = []

@@ -37,6 +37,7 @@ def sound_events(root: Path, date: str) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
     small = Parameters(users=30, items=40, days=2)
     write_world(small, tmp_path / "one")
@@ -50,6 +51,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
     assert all(one[name] != three.get(name) for name in events)
 
 
+@pytest.mark.slow
 def test_late_duplicate_and_broken_rows_are_as_many_as_the_truth_says(world):
     root, truth = world
     first_seen: dict[str, str] = {}
@@ -175,6 +177,7 @@ def test_texts_are_not_ascii_alone(world):
     assert all(not caption.isascii() for caption in captions)
 
 
+@pytest.mark.slow
 def test_parquet_events_say_the_same(tmp_path):
     json_world = Parameters(users=60, items=60, days=1, media=False, broken_share=0)
     parquet_world = Parameters(users=60, items=60, days=1, media=False, broken_share=0, format="parquet")

@@ -39,6 +39,7 @@ def test_draws_are_uniform_and_unrelated():
     assert np.abs(np.corrcoef(drawn[1:, 0], drawn[:-1, 0])[0, 1]) < 0.03
 
 
+@pytest.mark.slow
 def test_a_users_day_is_the_same_whoever_is_simulated_beside_them(days):
     whole = days[1]
     for first, last in ((0, 100), (400, 401), (1000, 1200)):

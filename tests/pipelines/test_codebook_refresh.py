@@ -11,6 +11,7 @@ from tokenization.vector_source import LocalVectors
 from tokenization.vectors import ArrayRows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("kind", ["normal", "lattice"])
 def test_codes_error_and_churn_of_a_matched_training_are_those_that_encoding_gives(kind: str, seed: int) -> None:

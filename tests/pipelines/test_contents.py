@@ -84,6 +84,7 @@ def test_a_day_ends_in_the_time_zone_of_the_lake() -> None:
     assert contents(rows, end_of(dt.date(2026, 1, 31), shanghai))["x"]["text"] == "in"
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.booleans()), unique_by=lambda row: row[:2], max_size=12),

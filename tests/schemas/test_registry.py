@@ -152,6 +152,7 @@ def publishing(registry, step="none", times=1):
     return subprocess.Popen([sys.executable, "-c", _PUBLISH, str(registry.root), step, str(times)], cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_two_publishing_processes_do_not_collide_even_where_the_artefact_is_damaged(registry):
     for _ in range(2):
         both = [publishing(registry, times=5) for _ in range(2)]
@@ -163,6 +164,7 @@ def test_two_publishing_processes_do_not_collide_even_where_the_artefact_is_dama
         assert not list((registry.root / "codebook").glob(".staging-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["fsync", "file_sha256", "sync_folder", "rename", "write_atomically"])
 def test_killed_while_publishing_the_latest_stays_and_the_next_run_ends_as_a_clean_one(registry, step):
     """``write_atomically`` moves ``latest``, the last step: the artefact is whole then, and not yet named."""

@@ -26,6 +26,7 @@ def test_who_was_forgotten_stays_suppressed(make_lake: Callable[..., Lake]) -> N
     assert [user in listed for user in ("anna", "bert", "zoë 🙂", "else")] == [True, True, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -55,6 +56,7 @@ def test_a_list_of_another_shape_is_refused(make_lake: Callable[..., Lake], chan
     assert path.read_text() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000, b"9" * 5000], ids=lambda value: repr(value[:9])
 )

@@ -60,6 +60,7 @@ def test_a_lake_holds_every_table_as_declared(make_lake):
         assert lake.read(table).num_rows == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -53,6 +53,7 @@ def test_near_ties_that_float32_cannot_tell_are_decided_exactly():
     assert (NearestCentroid(centroids)(vectors) == expected.argmin(axis=1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["float32", "int8"])
 @pytest.mark.parametrize("longest", [1, 3e3, 1e4, 1e6])
 def test_a_long_row_does_not_coarsen_the_scores_of_those_beside_it(backend, longest):
@@ -110,6 +111,7 @@ def test_a_very_long_row_has_one_label_alone_and_among_others(seed):
     assert nearest(rows[:1])[0] == nearest(rows)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("rows", "size", "dim"), [(1500, 2100, 96), (700, 1024, 40), (600, 1500, 260)])

@@ -151,6 +151,7 @@ def test_a_file_cut_anywhere_is_named_in_one_line(published, kept, name):
         path.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_loading_and_encoding_need_no_engine(registry, model):
     publish_codebook(registry, model, {})
     script = (

@@ -49,6 +49,7 @@ def watched(monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(vectors=matrices(), kind=st.sampled_from(KINDS), size=st.integers(1, 40), seed=st.integers(0, 999))
 def test_what_it_is_certain_of_is_the_one_nearest_centroid(vectors, kind, size, seed):
@@ -64,6 +65,7 @@ def test_what_it_is_certain_of_is_the_one_nearest_centroid(vectors, kind, size, 
     assert (chosen[:, None] < others).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "size", "dim"), [(300, 200, 70), (129, 257, 128), (1, 1, 1)])
 def test_rows_with_one_clearly_nearest_centroid_are_certain_whatever_the_sizes(monkeypatch, rows, size, dim):
     asked = watched(monkeypatch)
@@ -96,6 +98,7 @@ def test_what_one_pass_cannot_tell_the_next_can(monkeypatch, apart, passes):
     assert asked == dict.fromkeys(passes, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dim", "gap"), [(1024, 60), (4096, 250)])
 def test_of_lengths_that_float64_cannot_tell_it_is_not_certain(dim, gap):
     row = np.eye(1, dim + 8, dim + 7, dtype=np.float32) * np.float32(1.5e-12)
@@ -123,6 +126,7 @@ def test_the_search_decides_in_float64_what_is_not_certain(monkeypatch):
     assert (NearestCentroid(centroids, "torch")(vectors) == squared_distances(vectors, centroids).argmin(axis=1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["float16", "float32"])
 def test_the_kernel_compiles_for_tensor_cores(kind):
     """In a process of its own, where Triton does not interpret."""

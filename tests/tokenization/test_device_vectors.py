@@ -54,6 +54,7 @@ def sources(vectors):
     return device_vectors.DeviceSource.of(ArrayRows(vectors), DEVICE), LocalSource(ArrayRows(vectors))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
@@ -80,6 +81,7 @@ def test_a_step_adds_up_to_the_same_integers(kind, rows, dim, size, seed):
     assert_equal_sums(there.on_host(), sums)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_lloyd_from_one_start_ends_with_the_same_centroids(kind):
     vectors = matrix(kind, 200, 7, 3)
@@ -90,6 +92,7 @@ def test_lloyd_from_one_start_ends_with_the_same_centroids(kind):
     assert (found.inertia, found.n_iter, found.empty) == (expected.inertia, expected.n_iter, expected.empty)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from(KINDS), rows=st.integers(2, 60), dim=st.integers(1, 11), charging=st.booleans(), seed=st.integers(0, 99)
@@ -130,6 +133,7 @@ def test_rows_that_are_not_finite_are_named(bad):
         sources(vectors)[0].extent()
 
 
+@pytest.mark.slow
 def test_seeding_on_the_device_is_as_good_and_repeats():
     vectors = matrix("normal", 3000, 6, 2)
 
@@ -147,6 +151,7 @@ def test_seeding_on_the_device_is_as_good_and_repeats():
     assert len(np.unique(seed_centroids(ArrayRows(few), 20, np.random.default_rng(0), DEVICE), axis=0)) == 5
 
 
+@pytest.mark.slow
 def test_a_whole_training_is_as_good_as_the_hosts_and_repeats(on_device):
     vectors = matrix("normal", 900, 6, 2)
     told = {"codebook_size": 16, "iterations": 4, "refinements": 4}
@@ -204,6 +209,7 @@ def test_rows_in_other_units_are_prepared_anew():
         assert_equal_sums(here.step(unit, vectors[:7] * scale).on_host(), host.step(unit, vectors[:7] * scale))
 
 
+@pytest.mark.slow
 def test_neighbours_are_not_looked_for_since_a_device_compares_with_all(monkeypatch):
     monkeypatch.setattr(lloyd, "neighbours_of", lambda *_: pytest.fail("neighbours were looked for"))
     here, _ = sources(matrix("normal", 3000, 2, 1))
@@ -243,6 +249,7 @@ def test_refinement_moves_centroids_as_on_the_host(kind, rows, dim, seed):
 WARM = [matrix("normal", 8, 5, layer) for layer in range(3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "told",
     [

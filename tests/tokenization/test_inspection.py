@@ -84,6 +84,7 @@ def page_of(codes: np.ndarray, sizes: list[int], title: str) -> str:
     return report_page("abc", metrics, figures, groups, {"dim": "3"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[5], [300, 4, 2]])
 def test_figures_are_pictures_and_drawn_alike_each_time(sizes):
     codes = np.random.default_rng(0).integers(0, sizes, (200, len(sizes)))
@@ -97,6 +98,7 @@ def test_figures_are_pictures_and_drawn_alike_each_time(sizes):
     assert figures == inspection.codebook_figures(codes, sizes, metrics)
 
 
+@pytest.mark.slow
 def test_the_page_holds_everything_itself_and_escapes_what_items_say():
     page = page_of(np.array([[0, 1], [1, 1]]), [2, 2], "<script>alert(1)</script>")
     assert "<script>" not in page

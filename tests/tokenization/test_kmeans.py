@@ -70,6 +70,7 @@ def test_inertia_is_near_that_of_scikit_learn(backend):
     assert ours <= theirs * 1.05
 
 
+@pytest.mark.slow
 def test_many_clusters_are_seeded_in_groups_as_well_as_scikit_learn_does():
     vectors = blobs(6000, 8, 900)
     ours = KMeans(600, iterations=10).fit(vectors)
@@ -158,6 +159,7 @@ def test_the_estimator_follows_the_convention():
     assert (KMeans(3).fit_predict(blobs(50, 2)) == KMeans(3).fit(blobs(50, 2)).labels_).all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("estimator", [KMeans(3), RQKMeans(2, 4)], ids=lambda estimator: type(estimator).__name__)
 def test_scikit_learns_own_checks_pass(estimator):

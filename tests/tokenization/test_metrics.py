@@ -23,6 +23,7 @@ def coded_items(draw: st.DrawFn) -> tuple[np.ndarray, list[int]]:
     return np.array(codes, np.uint16), sizes
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(coded_items())
 def test_every_figure_is_that_of_naive_counting(case):

@@ -97,6 +97,7 @@ def test_refinement_is_never_worse_and_its_codes_are_those_of_encode(some, sizes
         assert len(np.unique(refined.codes[:, layer])) >= len(np.unique(greedy.codes_[:, layer]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [8, 64])
 def test_it_lowers_the_error_of_greedy_codes(dim):
     some = matrix("normal", 3000, dim, 0)
@@ -109,6 +110,7 @@ def test_it_lowers_the_error_of_greedy_codes(dim):
         np.testing.assert_allclose(refined.inertia[depth - 1], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("evenness", "error_at_most", "entropy_gained"), [(0.1, 1.01, 0.1), (0.45, 1.04, 0.2)])
 def test_charging_crowded_tokens_ends_with_more_even_ones_and_costs_little_error(evenness, error_at_most, entropy_gained):
     """Rows of very different lengths, whose residuals crowd around the mean."""

@@ -31,6 +31,7 @@ def error(rows: np.ndarray, codebooks: list[np.ndarray], codes: np.ndarray) -> f
     return float(((rows.astype(np.float64) - residual.decode(codes, codebooks)) ** 2).sum())
 
 
+@pytest.mark.slow
 def test_five_percent_of_new_items_change_less_than_five_percent_of_the_old_ones() -> None:
     vectors = clustered(4000, 60, 12, 0)
     known = np.arange(4000) < 3800
@@ -119,6 +120,7 @@ def test_renumbered_codebooks_decode_to_the_same_vectors_and_undo_a_shuffle() ->
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),

@@ -42,6 +42,7 @@ def beam_by_hand(vector: np.ndarray, codebooks: list[np.ndarray], beam: int) -> 
     return alive[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(vectors=matrices(most_rows=40, most_columns=6), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3))
 def test_fit_encode_and_decode_agree_on_any_matrix(vectors, sizes):
@@ -252,6 +253,7 @@ def test_an_arrow_column_is_encoded_like_the_array():
     assert (residual.residual_norms(column, codes, codebooks) == residual.residual_norms(vectors, codes, codebooks)).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     vectors=matrices(), layout=st.sampled_from(["fortran", "reversed", "columns", "float64", "float16"]), seed=st.integers(0, 99)

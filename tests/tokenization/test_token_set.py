@@ -180,6 +180,7 @@ DAMAGES: dict[str, tuple[Damage, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("damage", "said"), DAMAGES.values(), ids=DAMAGES.keys())
 def test_parts_that_do_not_belong_together_are_refused_and_the_live_token_set_stays(
     lake: Lake, damage: Damage, said: tuple[str, ...]

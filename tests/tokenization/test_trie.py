@@ -27,6 +27,7 @@ def children_by_hand(rows: list[tuple[int, ...]]) -> dict[tuple[int, ...], set[i
     return children
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(CODES)
 def test_masks_steps_and_membership_are_those_of_nested_dicts(case):
@@ -52,6 +53,7 @@ def test_masks_steps_and_membership_are_those_of_nested_dicts(case):
     assert trie._is_sound()
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(CODES)
 def test_items_of_a_code_or_prefix_come_by_rank_then_key(case):

@@ -71,6 +71,7 @@ def test_columns_that_are_no_vectors_are_refused():
         KMeans(2).fit(pa.array([[1.0, None]], pa.list_(pa.float32(), 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator", [KMeans(12, iterations=2), RQKMeans(2, 12, iterations=2, refinements=2)], ids=["one", "layers"]
 )

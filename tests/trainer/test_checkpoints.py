@@ -26,6 +26,7 @@ def folder(tmp_path, model):
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 def test_a_model_comes_back_with_its_metadata(model, folder):
     model.decoder.blocks[0].feed.bias_X.fill_(0.25)  # the balance is part of the model
     save_model(folder, model, {"codebook_version": "cb2"})

@@ -45,6 +45,7 @@ def killed_after(step):
     return on_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [(4,), (5, 6, 11), (1,)])
 def test_killed_and_resumed_it_ends_in_the_same_weights(log, tmp_path, kills):
     whole = made_model()
@@ -63,6 +64,7 @@ def test_killed_and_resumed_it_ends_in_the_same_weights(log, tmp_path, kills):
     assert steps == [2, 4, 6, 8, 10, 12, 14]
 
 
+@pytest.mark.slow
 def test_a_state_of_another_plan_is_not_resumed(log, tmp_path):
     first, second = made_model(), made_model()
     with pytest.raises(Killed):
@@ -78,6 +80,7 @@ def test_a_damaged_state_is_named(log, tmp_path):
         fit(model, made_reader(log, model), SETTINGS, tmp_path)
 
 
+@pytest.mark.slow
 def test_loss_falls_and_metrics_say_how(log, tmp_path):
     model = made_model()
     result = fit(model, made_reader(log, model), dataclasses.replace(SETTINGS, steps=60, log_every=10), tmp_path)

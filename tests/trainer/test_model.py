@@ -47,6 +47,7 @@ class TestLoss:
         without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
         assert without == []
 
+    @pytest.mark.slow
     def test_one_batch_can_be_learnt_by_heart(self):
         model = made_model()
         batch = made_batch(model.config, requests=6)

@@ -1,5 +1,6 @@
 """The mixture of experts: routing by hand, and balance without an auxiliary loss."""
 
+import pytest
 import torch
 from torch.nn import functional
 
@@ -45,6 +46,7 @@ def test_bias_moves_towards_the_starved():
     assert layer.bias_X.tolist() == torch.tensor([-0.01, 0.0, 0.01, 0.0]).tolist()
 
 
+@pytest.mark.slow
 def test_a_collapsed_router_is_balanced_without_touching_its_weights():
     layer = made_layer(balance_rate=0.002)
     with torch.no_grad():

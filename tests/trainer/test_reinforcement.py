@@ -68,6 +68,7 @@ def run(log, service: Any = None, **settings: Any) -> tuple[OneRec, list[dict[st
     return model, lines, service
 
 
+@pytest.mark.slow
 def test_pushes_every_n_steps_and_at_the_end_and_knows_how_old_its_rollouts_are(log) -> None:
     _, lines, service = run(log)
     assert [version for kind, version in service.calls if kind == "weights"] == ["run-0", "run-2", "run-4", "run-5"]
@@ -82,6 +83,7 @@ def test_on_fresh_weights_nothing_is_clipped_and_the_policy_has_not_moved(log) -
     assert lines[0]["clipped_share"] == 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_metrics(log) -> None:
     first, first_lines, _ = run(log)
     second, second_lines, _ = run(log)
@@ -94,6 +96,7 @@ def test_the_same_seed_gives_the_same_weights_and_metrics(log) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), other.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 def test_each_step_asks_for_different_users(log) -> None:
     _, _, service = run(log)
     asked = [users for kind, users in service.calls if kind == "rollouts"]
@@ -107,6 +110,7 @@ def test_the_next_rollouts_are_under_way_while_a_step_trains(log) -> None:
     assert [kind for kind, _ in service.calls] == ["weights", "rollouts", "rollouts", "weights", "weights"]
 
 
+@pytest.mark.slow
 def test_rollouts_of_weights_it_never_pushed_are_refused(log) -> None:
     model, *_ = parts(log)
     with pytest.raises(OnerecError, match="another trainer"):

@@ -75,6 +75,7 @@ def _user_day(number, requests, history):
     ), past  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(DAY_OF_A_USER, HISTORY), min_size=1, max_size=5), st.integers(1, 3))
 def test_every_window_and_target_is_what_brute_force_says(tmp_path_factory, days, max_targets):
@@ -137,6 +138,7 @@ class TestOrder:
         assert epoch_1 != epoch_0
         assert sorted(epoch_1) == sorted(epoch_0)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("world", [2, 4])
     def test_ranks_share_the_same_global_batches(self, log, world):
         alone = [batch.request_ids for batch in reader(log)]
@@ -154,6 +156,7 @@ class TestOrder:
             assert left.request_ids == right.request_ids
             assert left.positive.item_key_BS.equal(right.positive.item_key_BS)
 
+    @pytest.mark.slow
     def test_resumes_at_the_exact_request(self, log):
         whole = reader(log)
         expected = request_ids(whole) + request_ids(whole)
@@ -382,6 +385,7 @@ class TestRefusals:
         with pytest.raises(BadInput, match="codebook cb1, the model's is cb9"):
             reader(log, dates=log.dates[:1], codebook_version="cb9")
 
+    @pytest.mark.slow
     def test_batches_that_ranks_cannot_share(self, log):
         with pytest.raises(BadInput, match="cannot be shared"):
             reader(log, batch_requests=7, rank=0, world=2)

@@ -162,6 +162,7 @@ class TestTrainRefuses:
         made_log(lake.local_path("shards"), users=2, days=1, requests=1)
         assert "pass --to 2026-01-01" in fails(["train", "--lake", lake.root], capsys)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("options", "complaint"),
         [

@@ -1,6 +1,7 @@
 """The exact windows against brute force: what a request may see, in which order, and no more."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ def ragged(lists: list[list[tuple[int, int]]]) -> Ragged:
     return Ragged(np.concatenate([[0], np.cumsum([len(entries) for entries in lists])]).astype(np.int64), columns)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(ENTRIES, ENTRIES, ENTRIES), min_size=1, max_size=4),
@@ -42,6 +44,7 @@ def test_window_is_the_tail_of_what_was_observed_strictly_before(users, asked, l
         assert mask[row].tolist() == [False] * (length - len(expected)) + [True] * len(expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(TIMES, max_size=5).map(sorted), min_size=1, max_size=5), st.data())
 def test_count_before_counts_strictly_earlier_entries_of_the_owner(lists, data):
