@@ -47,7 +47,7 @@ class Plan:
     epochs: int = 200
     large_epochs: int = 15
     """Most epochs of the RQ-VAE on the items, and on the clustered vectors; ``stopped`` in the tables says if it converged. An
-    epoch of a million rows takes minutes, and after fourteen its error is below ours: more of them would say nothing new."""
+    epoch of a million rows takes most of a minute, and after fourteen its error is below ours: more would say nothing new."""
     rounds: int = 3
     descriptions: bool = True
     """Whether the items' descriptions are embedded too; titles alone take a tenth of the time."""
